@@ -1,0 +1,61 @@
+"""Evaluate a model on judgements."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
+from rankstill.config import Config, load_config
+
+DESCRIPTION = """Evaluate a model on judgements.
+
+MODEL is a registry name (shop@champion, shop/7), an artifact folder, a teacher folder, a Hugging Face name,
+or one of the baselines bm25 and random. A config is needed only where the file's columns, the item fields or
+the storage root differ from the defaults."""
+
+
+def main() -> None:
+    """`python -m jobs.evaluate`."""
+    parser = make_parser("jobs.evaluate", DESCRIPTION)
+    parser.add_argument("--model", required=True, metavar="MODEL", help="what to evaluate")
+    parser.add_argument("--judgements", required=True, metavar="FILE", help="file, folder or URL of judged pairs")
+    parser.add_argument("--split", choices=("train", "valid", "test"), help="only the queries of this split")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_config_arguments(parser, required=False)
+    arguments = parser.parse_intermixed_args()
+    defaults = {"data": {"sources": [{"path": arguments.judgements}]}}
+    config = load_config(arguments.config or defaults, arguments.overrides)
+    report = evaluate_file(config, arguments.model, arguments.judgements, arguments.split)
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+        return
+    from rankstill.evaluation import metric_rows
+
+    print(f"{report['model']}: {report['queries']} queries, {report['pairs']} pairs of {report['judgements']}")
+    print(format_table(metric_rows(report)))
+    print(f"{report['pairs_per_second']:,.0f} pairs/s, {report['parameters']:,} parameters, {report['bytes']:,} bytes")
+
+
+def evaluate_file(config: Config, model: str, judgements: str, split: str | None) -> dict[str, Any]:
+    """The report of a model on one file; column names and item fields come from the config."""
+    import polars as pl
+
+    from rankstill.config import Source
+    from rankstill.data import read_judgements
+    from rankstill.errors import DataError
+    from rankstill.evaluation import evaluate
+    from rankstill.rankers import load_ranker, pick_device
+
+    known = {source.path: source for source in config.data.sources}
+    pairs = read_judgements(known.get(judgements, Source(path=judgements)), config.data)
+    if split:
+        pairs = pairs.filter(pl.col("split") == split)
+        if pairs.is_empty():
+            raise DataError(f"--split {split!r}: {judgements!r} has no query of it; choose another")
+    root = Path(config.storage.root).expanduser().resolve()
+    ranker = load_ranker(model, "--model", root, pick_device(config.resources.device), config.labels.token_budget)
+    return evaluate(ranker, pairs, judgements)[0]
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,175 @@
+"""Score pairs with the teacher on a Ray Data actor pool and keep the scores as soft labels."""
+
+import shutil
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+
+from jobs.prepare import Prepared
+from jobs.run import Run, step_key
+from jobs.teach import Taught, judged_split
+from rankstill.bm25 import unlabelled_pairs
+from rankstill.cross_encoder import load_cross_encoder
+from rankstill.data import build_lists, with_pair_id
+from rankstill.labels import LabelStore, write_json
+from rankstill.relay import relay
+from rankstill.schema import LABELS, ProgressEvent
+from rankstill.scoring import torch_scorer
+from rankstill.teachers.cross_encoder import fingerprint
+
+ACTOR_SHARE = 0.75
+"""CPUs that Ray counts for a labelling actor per thread of it: the rest lets reads and writes run beside it."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Candidate lists with soft labels, and the store that these come from."""
+
+    key: str
+    folder: Path
+    fingerprint: str
+
+    @property
+    def train(self) -> Path:
+        """Parquet file of the lists to learn from."""
+        return self.folder / "train.parquet"
+
+    @property
+    def valid(self) -> Path:
+        """Parquet file of the lists to choose on."""
+        return self.folder / "valid.parquet"
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """What a labelling actor needs to know."""
+
+    teacher: str
+    precision: str
+    token_budget: int
+    device: str
+    threads: int
+    total: int
+    mailbox: Any = None
+
+
+class LabelActor:
+    """Holds the teacher and scores blocks of pairs."""
+
+    def __init__(self, job: LabelJob) -> None:
+        torch.set_num_threads(job.threads)
+        self._job = job
+        encoder = load_cross_encoder(job.teacher, "teacher")
+        self._scorer = torch_scorer(encoder, job.device, job.precision, job.token_budget)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Add scores; keep the columns of schema LABELS."""
+        scores = self._scorer.score(batch["query"].to_pylist(), batch["text"].to_pylist())
+        if self._job.mailbox is not None:
+            self._job.mailbox.put.remote(ProgressEvent("label", len(scores), self._job.total, "pair", {}))
+        now = np.full(len(scores), np.datetime64(datetime.now(UTC).replace(tzinfo=None), "ms"))
+        columns = {name: batch[name] for name in ("pair_id", "query", "item_id")}
+        table = pa.table({**columns, "score": scores, "labelled_at": pa.array(now).cast(LABELS.types[-1])})
+        return table.cast(LABELS)
+
+
+def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
+    """Label what has no label yet, then join judgements and soft labels to candidate lists."""
+    config = run.config
+    precision = config.labels.precision
+    if precision == "auto":
+        precision = "bfloat16" if run.share.device == "cuda" else "float32"
+    print_ = fingerprint(taught.folder, config.data.fields, config.teacher.max_length, precision)
+    store = LabelStore(
+        run.root / "labels",
+        print_,
+        {
+            "teacher": str(taught.folder),
+            "fields": list(config.data.fields),
+            "max_length": config.teacher.max_length,
+            "precision": precision,
+        },
+    )
+    key = step_key(prepared.key, print_, config.labels.candidates)
+
+    def build(folder: Path) -> None:
+        train, valid = (judged_split(prepared.pairs, split) for split in ("train", "valid"))
+        if config.labels.candidates:
+            run.reporter.event("labels", state="searching candidates", queries=train["query_id"].n_unique())
+            found = unlabelled_pairs(train, prepared.items, config.labels.candidates)
+            train = pl.concat([train, with_pair_id(found)], how="diagonal")
+        label_pairs(run, store, taught.folder, precision, pl.concat([train, valid]))
+        labels = store.scan().select("pair_id", "score").collect()
+        for split, pairs in (("train", train), ("valid", valid)):
+            pq.write_table(build_lists(pairs, labels), folder / f"{split}.parquet")
+        write_json(folder / "labels.json", {"fingerprint": print_, "files": [str(file) for file in store.files()]})
+
+    return Labelled(key, run.step("lists", key, build), print_)
+
+
+def label_pairs(run: Run, store: LabelStore, teacher: Path, precision: str, pairs: pl.DataFrame) -> int:
+    """Score the pairs that the store lacks and append them as one commit; returns their number."""
+    missing = store.missing(pairs).select("pair_id", "query", "item_id", "text")
+    run.reporter.event("labels", state="counted", pairs=pairs.height, missing=missing.height)
+    if missing.is_empty():
+        return 0
+    aside = run.root / "partial" / f"labels-{uuid.uuid4().hex[:8]}"
+    try:
+        write_blocks(missing, aside / "todo", run.config.labels.block)
+        with relay(run.reporter) as mailbox:
+            share = run.share
+            job = LabelJob(
+                teacher=str(teacher),
+                precision=precision,
+                token_budget=run.config.labels.token_budget,
+                device=share.device,
+                threads=share.actor_cpus,
+                total=missing.height,
+                mailbox=mailbox,
+            )
+            label_folder(job, aside / "todo", aside / "done", share.actors, run.config.labels.block)
+        return store.append(aside / "done")
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_blocks(pairs: pl.DataFrame, folder: Path, rows: int) -> None:
+    """Write pairs as Parquet files of `rows` rows each: one file is one unit of work."""
+    folder.mkdir(parents=True)
+    for place, block in enumerate(pairs.iter_slices(rows)):
+        block.write_parquet(folder / f"{place:06d}.parquet")
+
+
+def label_folder(job: LabelJob, todo: Path, done: Path, actors: int, block: int) -> None:
+    """Score the Parquet files of `todo` on a pool of actors and write Parquet files (schema LABELS) to `done`."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.use_datasource_v2 = False
+    files = sorted(todo.glob("*.parquet"))
+    on_gpu = job.device == "cuda"
+    pool = ray.data.ActorPoolStrategy(size=min(actors, len(files)))
+    ray.data.read_parquet([str(file) for file in files], override_num_blocks=len(files)).map_batches(
+        LabelActor,
+        fn_constructor_args=(job,),
+        batch_format="pyarrow",
+        batch_size=block,
+        compute=pool,
+        num_gpus=1 if on_gpu else 0,
+        num_cpus=ACTOR_SHARE * (1 if on_gpu else job.threads),
+    ).write_parquet(str(done), ray_remote_args={"num_cpus": 0.1})
+
+
+if __name__ == "__main__":
+    from jobs.pipeline import command
+
+    command("label")

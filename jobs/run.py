@@ -1,0 +1,64 @@
+"""A run: its config, its storage, and steps that are done once for the same inputs."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from rankstill.cluster import Share, connect, share_of
+from rankstill.config import Config, dump_config
+from rankstill.progress import Reporter
+from rankstill.text import digest
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every step works with."""
+
+    config: Config
+    reporter: Reporter
+
+    @cached_property
+    def root(self) -> Path:
+        """Storage root, absolute."""
+        return Path(self.config.storage.root).expanduser().resolve()
+
+    @cached_property
+    def share(self) -> Share:
+        """The part of the cluster that this run uses; connects on first use."""
+        self.reporter.event("cluster", state="connecting")
+        connect()
+        share = share_of(self.config.resources)
+        self.reporter.event("cluster", state="connected", **vars(share))
+        return share
+
+    def step(self, kind: str, key: str, build: Callable[[Path], None]) -> Path:
+        """The folder <root>/<kind>/<key>, built unless it stands.
+
+        `build` fills a folder aside, which is renamed when it is whole: what stands is complete.
+        """
+        folder = self.root / kind / key
+        if folder.is_dir():
+            self.reporter.event(kind, state="stands", path=str(folder))
+            return folder
+        aside = self.root / "partial" / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
+        aside.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.reporter.event(kind, state="started")
+        try:
+            (aside / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
+            build(aside)
+            os.replace(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.reporter.event(kind, state="done", path=str(folder))
+        return folder
+
+
+def step_key(*inputs: object) -> str:
+    """A short name for a step's output, from everything that determines it."""
+    return digest(*(json.dumps(part, sort_keys=True, default=str) for part in inputs), size=8)

@@ -1,0 +1,54 @@
+"""Distil the teacher into a student."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from jobs.fit import Fit, fit
+from jobs.label import Labelled
+from jobs.prepare import Prepared
+from jobs.run import Run, step_key
+from jobs.teach import Taught, label_max
+from rankstill.cross_encoder import load_cross_encoder
+from rankstill.objective import Objective
+from rankstill.students.cross import make_student
+from rankstill.teachers.cross_encoder import model_identity
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained student folder."""
+
+    key: str
+    folder: Path
+
+
+def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> Trained:
+    """The student of a run."""
+    config = run.config
+    own = config.student.init not in ("teacher", "random")
+    identity = model_identity(config.student.init, "student.init") if own else config.student.init
+    key = step_key(
+        labelled.key, identity, config.student.model_dump(), config.distill.model_dump(), config.train.model_dump()
+    )
+
+    def build(folder: Path) -> None:
+        teacher = load_cross_encoder(taught.folder, "teacher")
+        plan = Fit(
+            task="train",
+            name=f"student-{key}",
+            train_lists=pq.read_table(labelled.train),
+            valid_lists=pq.read_table(labelled.valid),
+            train=config.train,
+            objective=Objective.distilling(config.distill, label_max(prepared.pairs)),
+        )
+        fit(run, make_student(config.student, teacher, config.train.seed), plan, folder)
+
+    return Trained(key, run.step("students", key, build))
+
+
+if __name__ == "__main__":
+    from jobs.pipeline import command
+
+    command("train")

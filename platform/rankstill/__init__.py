@@ -1,0 +1,1 @@
+"""Distils heavy relevance teachers into small, fast students, and serves them."""

@@ -1,0 +1,150 @@
+"""Artifacts: an exported student with everything that serving it needs, and a manifest that vouches for it.
+
+    manifest.json      what it was made from, hashes of every file, metrics
+    model.safetensors, config.json, tokenizer*.json
+    model.onnx         the same model for ONNX Runtime
+"""
+
+import hashlib
+import json
+import platform
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, model_inputs
+from rankstill.errors import ModelError, RunError
+from rankstill.labels import write_json
+from rankstill.scoring import PairScorer, onnx_forward, torch_forward
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+ONNX_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact folder."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def fields(self) -> list[str]:
+        """Item fields that make up an item's text."""
+        return self.manifest["fields"]
+
+    def scorer(self, runtime: str = "torch", threads: int = 1, token_budget: int = 2048) -> PairScorer:
+        """The student in one of its runtimes, on CPU."""
+        encoder = self.encoder()
+        if runtime == "onnx":
+            forward = onnx_forward(self.folder / "model.onnx", threads)
+        else:
+            torch.set_num_threads(threads)
+            forward = torch_forward(encoder)
+        return PairScorer(forward, encoder.tokenizer, encoder.max_length, token_budget)
+
+    def encoder(self) -> CrossEncoder:
+        """The student in torch."""
+        return load_cross_encoder(self.folder, "model", self.manifest["max_length"])
+
+
+def export_artifact(student: CrossEncoder, folder: Path, made_from: dict[str, Any], fields: list[str]) -> Artifact:
+    """Write an artifact into an empty folder.
+
+    `made_from` says what the student came from (teacher, labels, data, config, metrics).
+
+    Raises:
+        RunError: the ONNX form gives other scores than the model.
+    """
+    student.save(folder)
+    _export_onnx(student, folder / "model.onnx")
+    files = {
+        path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = {
+        "format": FORMAT,
+        "family": "cross",
+        "max_length": student.max_length,
+        "fields": list(fields),
+        "parameters": student.parameters,
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "onnxruntime")},
+        "python": platform.python_version(),
+        "made_from": made_from,
+        "files": files,
+    }
+    write_json(folder / MANIFEST, manifest)
+    return Artifact(folder, manifest)
+
+
+def load_artifact(folder: Path, field: str = "model") -> Artifact:
+    """Open an artifact after checking the hash of every file.
+
+    Raises:
+        ModelError: no manifest, an unknown format, a file that is missing, changed or extra.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        known = manifest["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{field}: {str(folder)!r} has no readable {MANIFEST}; export the student again") from error
+    if not known:
+        raise ModelError(f"{field}: {str(folder)!r} has format {manifest['format']!r}, not {FORMAT}; export it again")
+    for name, expected in files.items():
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ModelError(f"{field}: {str(folder)!r} lacks {name!r}; copy or export the artifact again")
+        if (found := _sha256(folder / name)) != expected:
+            raise ModelError(
+                f"{field}: {name!r} in {str(folder)!r} has sha256 {found[:16]}…, the manifest says {expected[:16]}…;"
+                " the file was changed or cut short, export the artifact again"
+            )
+    extra = sorted(p.name for p in folder.iterdir() if p.name not in files and p.name != MANIFEST)
+    if extra:
+        raise ModelError(f"{field}: {str(folder)!r} holds {extra[0]!r}, which the manifest doesn't name; remove it")
+    return Artifact(folder, manifest)
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder claims to be an artifact."""
+    return (folder / MANIFEST).is_file()
+
+
+def _export_onnx(student: CrossEncoder, path: Path) -> None:
+    """Export with dynamic batch and length, then compare with torch on a batch of another shape."""
+    pad = student.tokenizer.pad_token_id
+    pairs = student.tokenise(["a small query"] * 2, ["an item", "a somewhat longer item of more words"])
+    model = student.model.cpu().eval()
+    inputs = model_inputs(model, collate(pairs, [0, 1], pad))
+    rows, length = torch.export.Dim("rows", min=1), torch.export.Dim("length", min=2)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            kwargs=inputs,
+            input_names=list(inputs),
+            output_names=["logits"],
+            dynamic_shapes={name: {0: rows, 1: length} for name in inputs},
+            dynamo=True,
+            verbose=False,
+        )
+        program.save(path)
+    probe = student.tokenise(["query"] * 3, ["item"] * 2 + ["an item of quite a few more words than before, " * 3])
+    batch = collate(probe, [0, 1, 2], pad)
+    expected, found = torch_forward(student)(batch), onnx_forward(path)(batch)
+    if not np.allclose(expected, found, atol=ONNX_TOLERANCE):
+        worst = float(np.abs(expected - found).max())
+        raise RunError(f"export: ONNX scores differ from torch by {worst:.2g}, over {ONNX_TOLERANCE:g}; not exported")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,86 @@
+"""A pretrained sentence encoder as a ranker: cosine of pooled query and item vectors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from rankstill.encoders import find_encoder
+from rankstill.errors import ModelError
+from rankstill.scoring import plan_batches
+
+
+@dataclass(frozen=True)
+class BiEncoder:
+    """An encoder and how it pools tokens: "mean" or "cls"."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    pooling: str
+    max_length: int
+
+    def encode(self, texts: Sequence[str], token_budget: int = 8192) -> NDArray[np.float32]:
+        """Unit vectors of texts, [B, D]."""
+        ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, verbose=False)["input_ids"]
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        vectors = np.empty((len(ids), self.model.config.hidden_size), dtype=np.float32)
+        for rows in plan_batches(lengths, token_budget):
+            padded = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
+            with torch.inference_mode():
+                hidden_BLD = self.model(**padded.to(self.model.device)).last_hidden_state.float()
+            pooled_BD = self._pool(hidden_BLD, padded["attention_mask"].to(hidden_BLD.device))
+            vectors[rows] = functional.normalize(pooled_BD, dim=-1).cpu().numpy()
+        return vectors
+
+    def score(self, queries: Sequence[str], texts: Sequence[str]) -> NDArray[np.float64]:
+        """Cosine of each pair, [B]; a text that occurs again is encoded once."""
+        left, right = self._encode_distinct(queries), self._encode_distinct(texts)
+        return np.einsum("bd,bd->b", left, right).astype(np.float64)
+
+    def _encode_distinct(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        distinct, places = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
+        return self.encode(distinct.tolist())[places]
+
+    def _pool(self, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        if self.pooling == "cls":
+            return hidden_BLD[:, 0]
+        weights_BL1 = mask_BL.unsqueeze(-1).to(hidden_BLD.dtype)
+        return (hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
+
+
+def load_bi_encoder(name: str, field: str, device: str = "cpu") -> BiEncoder:
+    """Load a sentence encoder in sentence-transformers' folder form (or a bare encoder, mean pooled).
+
+    Raises:
+        ModelError: not a usable model, or a pooling other than mean and cls.
+    """
+    folder = find_encoder(name, field)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype="float32")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{field}: {name!r} can't be loaded ({reason}); give a whole model folder") from error
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1 << 30))
+    return BiEncoder(model.to(torch.device(device)).eval(), tokenizer, _pooling(folder, field), longest)
+
+
+def _pooling(folder: Path, field: str) -> str:
+    path = folder / "1_Pooling" / "config.json"
+    if not path.exists():
+        return "mean"
+    settings = orjson.loads(path.read_bytes())
+    modes = [key for key, value in settings.items() if key.startswith("pooling_mode") and value is True]
+    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if len(modes) == 1 and modes[0] in names:
+        return names[modes[0]]
+    if settings.get("pooling_mode") in ("mean", "cls"):
+        return settings["pooling_mode"]
+    raise ModelError(f"{field}: {str(folder)!r} pools by {', '.join(modes)}; only mean and cls are known")

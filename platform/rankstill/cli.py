@@ -1,0 +1,58 @@
+"""What every command shares: arguments, exit codes, and the table at its end."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from rankstill.config import describe_fields
+from rankstill.errors import RankstillError
+
+
+def make_parser(verb: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser for `python -m VERB`; a wrong argument ends with exit code 2."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {verb}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """`--config FILE` and the overrides, with every setting listed in the help."""
+    parser.add_argument("--config", metavar="FILE", required=required, help="YAML file, such as jobs/configs/demo.yaml")
+    parser.add_argument("overrides", metavar="dotted.key=value", nargs="*", help="settings that replace the file's")
+    rows = [f"  {key + (' = ' + default if default else ''):<44}  {text}" for key, default, text in describe_fields()]
+    parser.epilog = "\n".join([parser.epilog or "", "settings (dotted.key = default):", *rows])
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run `main` and exit: 0 done, 2 bad input or config, 1 anything else, 130 interrupted.
+
+    An error raised on purpose becomes one line on stderr; anything else keeps its traceback.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        main()
+    except RankstillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side; the first row is the header, all but the first column are right-aligned."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])

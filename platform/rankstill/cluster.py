@@ -1,0 +1,71 @@
+"""Connects to Ray and decides what a run uses of it."""
+
+import os
+from dataclasses import dataclass
+
+import ray
+
+from rankstill.config import Resources
+from rankstill.errors import ConfigError, RunError
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one run takes from the cluster."""
+
+    device: str
+    """cpu or cuda."""
+    workers: int
+    """Training workers."""
+    worker_cpus: int
+    """CPUs, and so threads, of one training worker."""
+    actors: int
+    """Labelling actors."""
+    actor_cpus: int
+    """CPU threads of one labelling actor."""
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names (inside a Ray job it does), or start a local one on loopback.
+
+    A local cluster asks for a token, as Ray does by default; RAY_AUTH_MODE is left alone, since setting it after
+    ray's import changes the cluster but not this client.
+
+    Raises:
+        RunError: the cluster doesn't answer or can't be started.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        else:
+            ray.init(address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        where = f"RAY_ADDRESS={address!r} doesn't answer" if address else "a local Ray cluster doesn't start"
+        raise RunError(f"{where} ({reason}); start a cluster with `ray start --head` and set RAY_ADDRESS") from error
+
+
+def share_of(resources: Resources) -> Share:
+    """Resolve "auto" against the connected cluster; call `connect` first.
+
+    Raises:
+        ConfigError: GPUs are asked for and the cluster has none.
+    """
+    total = ray.cluster_resources()
+    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
+    largest = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
+    if resources.device == "cuda" and not gpus:
+        raise ConfigError("resources.device is 'cuda' but the cluster has no GPU; use auto or cpu")
+    on_gpu = resources.device == "cuda" or (resources.device == "auto" and gpus > 0)
+    workers = resources.workers if resources.workers != "auto" else (gpus if on_gpu else 1)
+    actors = resources.actors if resources.actors != "auto" else (gpus if on_gpu else cpus)
+    return Share(
+        device="cuda" if on_gpu else "cpu",
+        workers=workers,
+        worker_cpus=max(1, min(largest, cpus // workers)),
+        actors=actors,
+        actor_cpus=max(1, cpus // actors),
+    )

@@ -1,0 +1,140 @@
+"""The pair model that teachers and students of the cross family share: query and item in, one logit out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from rankstill.encoders import find_encoder
+from rankstill.errors import ModelError
+
+Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TokenisedPairs:
+    """Token ids of B pairs, unpadded, with the segment (0 query, 1 item) of each token."""
+
+    input_ids: list[Ids]
+    segment_ids: list[Ids]
+    truncated: NDArray[np.bool_]
+
+    @property
+    def lengths_B(self) -> NDArray[np.int64]:
+        """Tokens of each pair."""
+        return np.fromiter(map(len, self.input_ids), dtype=np.int64, count=len(self.input_ids))
+
+
+@dataclass(frozen=True)
+class CrossEncoder:
+    """A sequence classifier with one logit, and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    max_length: int
+
+    def tokenise(self, queries: Sequence[str], texts: Sequence[str]) -> TokenisedPairs:
+        """Token ids of pairs, truncated to `max_length` from the longer side."""
+        return tokenise_pairs(self.tokenizer, queries, texts, self.max_length)
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors), config and tokenizer; the tokenizer remembers `max_length`."""
+        self.tokenizer.model_max_length = self.max_length
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def load_cross_encoder(
+    name: str | Path, field: str, max_length: int | None = None, fresh_head: bool = False
+) -> CrossEncoder:
+    """Load a folder or Hugging Face name. Weights come from safetensors only, and no remote code is run.
+
+    `max_length` of None takes the tokenizer's own. A `fresh_head` may be missing in the weights, as in an encoder
+    that is about to be fine-tuned; it is drawn from torch's generator.
+
+    Raises:
+        ModelError: not a usable model, more than one logit, or no trained head where `fresh_head` is false.
+    """
+    folder = find_encoder(str(name), field)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        options = {"num_labels": 1} if fresh_head else {}
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype="float32", **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{field}: {str(name)!r} can't be loaded ({reason}); give a whole model folder") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    missing = sorted(report["missing_keys"])
+    if missing and not (fresh_head and all(_is_head(key) for key in missing)):
+        raise ModelError(
+            f"{field}: {str(name)!r} lacks the weights {', '.join(missing[:3])}; it is no trained cross-encoder,"
+            " use it as an encoder to fine-tune (teacher.base)"
+        )
+    if model.config.num_labels != 1:
+        raise ModelError(f"{field}: {str(name)!r} has {model.config.num_labels} logits; give a model with one")
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1 << 30))
+    return CrossEncoder(model.eval(), tokenizer, min(max_length or longest, longest))
+
+
+def tokenise_pairs(
+    tokenizer: PreTrainedTokenizerFast, queries: Sequence[str], texts: Sequence[str], max_length: int
+) -> TokenisedPairs:
+    """Token ids of pairs in one batched call."""
+    encoded = tokenizer(
+        list(queries),
+        list(texts),
+        truncation="longest_first",
+        max_length=max_length,
+        return_token_type_ids=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    truncated = [bool(encoding.overflowing) for encoding in encoded.encodings or []]
+    return TokenisedPairs(
+        [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]],
+        [np.array(ids, dtype=np.int32) for ids in encoded["token_type_ids"]],
+        np.array(truncated, dtype=np.bool_),
+    )
+
+
+def collate(pairs: TokenisedPairs, rows: Sequence[int], pad_id: int) -> dict[str, NDArray[np.int64]]:
+    """Rows of `pairs` padded to the longest of them: input_ids, token_type_ids, attention_mask, each [B, L]."""
+    length = max(len(pairs.input_ids[row]) for row in rows)
+    ids_BL = np.full((len(rows), length), pad_id, dtype=np.int64)
+    segments_BL = np.zeros((len(rows), length), dtype=np.int64)
+    mask_BL = np.zeros((len(rows), length), dtype=np.int64)
+    for place, row in enumerate(rows):
+        used = len(pairs.input_ids[row])
+        ids_BL[place, :used] = pairs.input_ids[row]
+        segments_BL[place, :used] = pairs.segment_ids[row]
+        mask_BL[place, :used] = 1
+    return {"input_ids": ids_BL, "token_type_ids": segments_BL, "attention_mask": mask_BL}
+
+
+def model_inputs(model: PreTrainedModel, batch: dict[str, NDArray[np.int64]]) -> dict[str, torch.Tensor]:
+    """A collated batch as tensors on the model's device, without segments where the model has none."""
+    segments = getattr(model.config, "type_vocab_size", 0) > 1
+    return {
+        name: torch.from_numpy(array).to(model.device, non_blocking=True)
+        for name, array in batch.items()
+        if segments or name != "token_type_ids"
+    }
+
+
+def _is_head(key: str) -> bool:
+    return key.startswith(("classifier", "score", "pre_classifier", "head")) or ".pooler." in key

@@ -1,0 +1,250 @@
+"""Judgements to pairs: validate, render, split by query; pairs and soft labels to candidate lists."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rankstill.catalogue import ShopSize, generate_shop
+from rankstill.config import Data, Source
+from rankstill.errors import DataError
+from rankstill.reading import Row, fingerprint_files, list_files, read_rows, short_name
+from rankstill.schema import ITEMS, LISTS, PAIRS, SPLITS
+from rankstill.text import digest, normalise_column, render_columns
+
+CHUNK_ROWS = 50_000
+_REQUIRED = ("query", "title", "label")
+
+
+@dataclass
+class Tally:
+    """What became of the rows of one source."""
+
+    name: str
+    rows: int = 0
+    rejected: int = 0
+    first_reason: str = ""
+    columns: set[str] = field(default_factory=set)
+
+
+def fingerprint_data(config: Data) -> str:
+    """Hash of the settings and of the files they point to: the same hash means the same pairs."""
+    settings = config.model_dump_json()
+    if config.shop is not None:
+        return digest(settings)
+    files = [
+        fingerprint_files(list_files(source.path, f"data.{kind}.{number}.path"))
+        for kind in ("sources", "items")
+        for number, source in enumerate(getattr(config, kind))
+    ]
+    return digest(settings, *files)
+
+
+def prepare(config: Data, folder: Path) -> dict[str, Any]:
+    """Write pairs.parquet, items.parquet, rejects.jsonl and summary.json into `folder`; return the summary.
+
+    Raises:
+        DataError: a source that can't be read, lacks a column, or has too many unusable rows.
+    """
+    with (folder / "rejects.jsonl").open("wb") as rejects:
+        if config.shop is not None:
+            frame, tallies, extra_items = _shop_pairs(config)
+        else:
+            frame, tallies = _read_sources(config, "sources", rejects)
+            extra_items = _read_sources(config, "items", rejects)[0] if config.items else None
+    pairs, merged = assemble_pairs(frame, config)
+    items = pairs.select("item_id", "text")
+    if extra_items is not None:
+        items = pl.concat([items, with_item_text(extra_items, config.fields).select("item_id", "text")])
+    items = items.unique("text", keep="first", maintain_order=True)
+    pq.write_table(pairs.to_arrow().cast(PAIRS), folder / "pairs.parquet")
+    pq.write_table(items.to_arrow().cast(ITEMS), folder / "items.parquet")
+    counts = {row["split"]: row for row in _count_splits(pairs).to_dicts()}
+    summary = {
+        "sources": [{"name": t.name, "rows": t.rows, "rejected": t.rejected} for t in tallies],
+        "pairs": pairs.height,
+        "merged": merged,
+        "items": items.height,
+        "splits": counts,
+    }
+    (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+    return summary
+
+
+def read_judgements(source: Source, config: Data, rejects: Path | None = None) -> pl.DataFrame:
+    """Pairs (schema PAIRS) of one file alone, such as the one that a model is evaluated on."""
+    with (rejects or Path("/dev/null")).open("wb") as stream:
+        rows = config.model_copy(update={"sources": (source,), "shop": None})
+        frame, _ = _read_sources(rows, "sources", stream, label="--judgements")
+    return assemble_pairs(frame, rows)[0]
+
+
+def assemble_pairs(frame: pl.DataFrame, config: Data) -> tuple[pl.DataFrame, int]:
+    """Raw judgement rows to pairs: text, ids and splits; a pair judged more than once gets its mean label.
+
+    Returns the pairs and the number of rows that were merged into others.
+    """
+    frame = with_item_text(frame, config.fields).with_columns(normalise_column("query").str.to_lowercase())
+    pairs = frame.group_by("query", "text", maintain_order=True).agg(
+        pl.col("item_id").first(),
+        pl.col("label").mean(),
+        pl.col("split").drop_nulls().first(),
+        pl.col("source").first(),
+        pl.col("frequency").max(),
+    )
+    queries = pairs.group_by("query", maintain_order=True).agg(
+        query_id=pl.first("query").map_elements(digest, return_dtype=pl.String),
+        # A query that any source holds out is held out everywhere: no query is on both sides.
+        held_out=pl.col("split").replace_strict({s: i for i, s in enumerate(SPLITS)}, default=None).max(),
+    )
+    drawn = [_draw_split(query_id, config) for query_id in queries["query_id"]]
+    queries = queries.with_columns(
+        split=pl.coalesce(
+            pl.col("held_out").replace_strict(dict(enumerate(SPLITS)), default=None, return_dtype=pl.String),
+            pl.Series(drawn, dtype=pl.String),
+        )
+    )
+    pairs = pairs.drop("split").join(queries.select("query", "query_id", "split"), on="query", maintain_order="left")
+    pairs = with_pair_id(pairs)
+    return pairs.select(PAIRS.names), frame.height - pairs.height
+
+
+def with_pair_id(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Add `pair_id` to rows that have the normalised `query` and the rendered `text`."""
+    ids = [digest(query, text) for query, text in pairs.select("query", "text").iter_rows()]
+    return pairs.with_columns(pair_id=pl.Series(ids, dtype=pl.String))
+
+
+def with_item_text(frame: pl.DataFrame, fields: Iterable[str]) -> pl.DataFrame:
+    """Add the rendered `text`; an item without an id is named by its text."""
+    present = [name for name in fields if name in frame.columns]
+    frame = frame.with_columns(text=render_columns(present))
+    missing = frame["item_id"].is_null() | (frame["item_id"] == "")
+    if missing.any():
+        made = pl.Series([f"text-{digest(text, size=8)}" for text in frame["text"]], dtype=pl.String)
+        frame = frame.with_columns(item_id=pl.when(missing).then(made).otherwise("item_id"))
+    return frame
+
+
+def build_lists(pairs: pl.DataFrame, labels: pl.DataFrame | None) -> pa.Table:
+    """Candidate lists (schema LISTS) of pairs, joined to soft labels where given; order of input kept."""
+    joined = pairs.with_columns(score=pl.lit(None, dtype=pl.Float32))
+    if labels is not None:
+        joined = pairs.join(labels.select("pair_id", "score"), on="pair_id", how="left", maintain_order="left")
+    lists = joined.group_by("query_id", "query", maintain_order=True).agg(
+        items=pl.struct("item_id", "text", pl.col("label").cast(pl.Float32), pl.col("score").cast(pl.Float32))
+    )
+    return lists.to_arrow().cast(LISTS)
+
+
+def _shop_pairs(config: Data) -> tuple[pl.DataFrame, list[Tally], pl.DataFrame]:
+    assert config.shop is not None
+    shop = generate_shop(ShopSize(**config.shop.model_dump()))
+    frame = shop.judgements.with_columns(split=pl.lit(None, dtype=pl.String), source=pl.lit("shop"))
+    return frame, [Tally("shop", rows=frame.height)], shop.items
+
+
+def _read_sources(
+    config: Data, kind: str, rejects: IO[bytes], label: str | None = None
+) -> tuple[pl.DataFrame, list[Tally]]:
+    """All usable rows of all sources of one kind ("sources" or "items"), unusable ones written to `rejects`."""
+    frames, tallies = [], []
+    for number, source in enumerate(getattr(config, kind)):
+        where = label or f"data.{kind}.{number}.path"
+        files = list_files(source.path, where)
+        tally = Tally(source.name or short_name(files[0]).split(".")[0])
+        rows = itertools.chain.from_iterable(read_rows(file) for file in files)
+        required = _REQUIRED if kind == "sources" else ("title",)
+        for chunk in _chunks(rows):
+            frames.append(_usable(chunk, source, required, config.fields, tally, rejects))
+        _check_tally(tally, source, required, config.max_bad_rows, where)
+        tallies.append(tally)
+    return pl.concat(frames), tallies
+
+
+def _chunks(rows: Iterator[Row]) -> Iterator[tuple[Row, ...]]:
+    while chunk := tuple(itertools.islice(rows, CHUNK_ROWS)):
+        yield chunk
+
+
+def _usable(
+    rows: Iterable[Row], source: Source, required: tuple[str, ...], fields: tuple[str, ...], tally: Tally, rejects: IO[bytes]
+) -> pl.DataFrame:
+    """The usable rows of a chunk as strings and numbers under our column names."""
+    names = dict.fromkeys(("query", "item_id", "title", *fields, "split", "frequency", "label"))
+    kept: dict[str, list[Any]] = {name: [] for name in names}
+    for row in rows:
+        tally.rows += 1
+        tally.columns.update(row.values)
+        values = {name: row.values.get(source.columns.get(name, name)) for name in names}
+        problem = row.problem or _problem(values, required)
+        if problem:
+            tally.rejected += 1
+            tally.first_reason = tally.first_reason or f"{short_name(row.file)} line {row.line}: {problem}"
+            line = {"file": row.file, "line": row.line, "reason": problem, "row": row.values}
+            rejects.write(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
+            continue
+        for name, value in values.items():
+            kept[name].append(value)
+    types = {"label": pl.Float64, "frequency": pl.Int64}
+    labels = [None if value is None else float(value) * source.label_scale for value in kept.pop("label")]
+    counts = [int(value) if str(value).isdigit() else None for value in kept.pop("frequency")]
+    texts = {name: [None if v is None else _clean(v) for v in column] for name, column in kept.items()}
+    frame = pl.DataFrame({**texts, "label": labels, "frequency": counts}, {**dict.fromkeys(texts, pl.String), **types})
+    return frame.with_columns(source=pl.lit(tally.name))
+
+
+def _problem(values: dict[str, Any], required: tuple[str, ...]) -> str:
+    """Why a row can't be used, or an empty string."""
+    for name in ("query", "title"):
+        if name in required and not str(values[name] if values[name] is not None else "").strip():
+            return f"no {name}"
+    if "label" in required:
+        try:
+            label = float(values["label"])
+        except (TypeError, ValueError):
+            return f"label {values['label']!r} is not a number"
+        if not (math.isfinite(label) and label >= 0):
+            return f"label {values['label']!r} is not a finite number of 0 or more"
+    if values["split"] is not None and values["split"] not in ("", *SPLITS):
+        return f"split {values['split']!r} is none of {', '.join(SPLITS)}"
+    return ""
+
+
+def _clean(value: Any) -> str | None:
+    """A cell as text that UTF-8 can hold; an empty one is missing."""
+    return str(value).encode("utf-8", "replace").decode() or None
+
+
+def _check_tally(tally: Tally, source: Source, required: tuple[str, ...], limit: float, where: str) -> None:
+    if tally.rows == 0:
+        raise DataError(f"{where}: {source.path!r} is empty; give a file with rows")
+    absent = [name for name in required if source.columns.get(name, name) not in tally.columns]
+    if absent and tally.columns:
+        name = absent[0]
+        raise DataError(
+            f"{where}: {source.path!r} has no column {source.columns.get(name, name)!r}, only"
+            f" {', '.join(sorted(tally.columns))}; name the column that holds it with columns: {{{name}: NAME}}"
+        )
+    if tally.rejected == tally.rows or tally.rejected > limit * tally.rows:
+        raise DataError(
+            f"{where}: {tally.rejected} of {tally.rows} rows of {source.path!r} are unusable, over"
+            f" data.max_bad_rows={limit:g}; the first is {tally.first_reason}; mend them or raise the limit"
+        )
+
+
+def _draw_split(query_id: str, config: Data) -> str:
+    """A query's split from the hash of its text alone, so that it never changes."""
+    draw = int(query_id[:8], 16) / 2**32
+    return "test" if draw < config.test else "valid" if draw < config.test + config.valid else "train"
+
+
+def _count_splits(pairs: pl.DataFrame) -> pl.DataFrame:
+    return pairs.group_by("split").agg(queries=pl.col("query_id").n_unique(), pairs=pl.len()).sort("split")

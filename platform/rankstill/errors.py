@@ -1,0 +1,45 @@
+"""The exception tree.
+
+    RankstillError            anything this project raises on purpose; exit code 1
+    ├── InputError            the user's input is at fault; exit code 2
+    │   ├── ConfigError       a config file, key or value          (also a ValueError)
+    │   ├── DataError         a judgement, item or label file      (also a ValueError)
+    │   ├── ModelError        a model name, folder or artifact     (also a ValueError)
+    │   └── AddressError      a host or port that can't be used    (also an OSError)
+    └── RunError              a run that could not go on           (also a RuntimeError)
+
+Every message is one line that names the field, its value and the remedy. Each error is built from that one
+message, so it survives the pickling between Ray processes.
+"""
+
+
+class RankstillError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(RankstillError):
+    """The user's input is at fault; a command ends with exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError, ValueError):
+    """A config file, key or value that can't be used."""
+
+
+class DataError(InputError, ValueError):
+    """A data file or its rows can't be used."""
+
+
+class ModelError(InputError, ValueError):
+    """A model reference, folder or artifact can't be used."""
+
+
+class AddressError(InputError, OSError):
+    """A host or port can't be listened on."""
+
+
+class RunError(RankstillError, RuntimeError):
+    """A run that could not go on: a diverged training, a score that is not a number."""

@@ -1,0 +1,76 @@
+"""Evaluates rankers on judgements: the JSON report of one, and comparisons of several."""
+
+import time
+from typing import Any
+
+import polars as pl
+
+from rankstill.metrics import METRICS, Estimate, per_query, slices, summarise
+from rankstill.rankers import Ranker
+
+WARM_UP_PAIRS = 64
+PRIMARY = "ndcg@10"
+
+
+def evaluate(ranker: Ranker, pairs: pl.DataFrame, judgements: str) -> tuple[dict[str, Any], pl.DataFrame]:
+    """The report of one ranker on judged pairs (schema PAIRS), and its `per_query` table.
+
+    The report's `pairs_per_second` is that of one pass over the pairs, tokenising included, after a short warm-up.
+    """
+    ranker.score(pairs.head(WARM_UP_PAIRS))
+    start = time.perf_counter()
+    scores = ranker.score(pairs)
+    seconds = time.perf_counter() - start
+    table = per_query(pairs, scores)
+    report = {
+        "model": ranker.name,
+        "judgements": judgements,
+        "queries": table.height,
+        "pairs": pairs.height,
+        "metrics": _as_json(summarise(table)),
+        "slices": {
+            name: {"queries": len(ids), **_as_json(summarise(table.filter(pl.col("query_id").is_in(ids.implode()))))}
+            for name, ids in slices(pairs).items()
+        },
+        "pairs_per_second": round(pairs.height / seconds, 1),
+        "parameters": ranker.parameters,
+        "bytes": ranker.bytes,
+    }
+    return report, table
+
+
+def comparison_rows(reports: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Table rows of reports by role: metrics, speed and size; header first."""
+    rows = [["model", "nDCG@10", "95 % interval", "pairwise", "pairs/s", "parameters", "MB"]]
+    for role, report in reports.items():
+        primary, pairwise = report["metrics"][PRIMARY], report["metrics"]["pairwise_accuracy"]
+        rows.append(
+            [
+                role,
+                _number(primary["value"]),
+                f"{_number(primary['low'])} to {_number(primary['high'])}",
+                _number(pairwise["value"]),
+                f"{report['pairs_per_second']:,.0f}",
+                f"{report['parameters'] / 1e6:.2f} M" if report["parameters"] else "-",
+                f"{report['bytes'] / 1e6:.1f}" if report["bytes"] else "-",
+            ]
+        )
+    return rows
+
+
+def metric_rows(report: dict[str, Any]) -> list[list[str]]:
+    """Table rows of one report: every metric, then nDCG@10 of every slice; header first."""
+    rows = [["metric", "value", "95 % interval"]]
+    named = [(name, report["metrics"][name]) for name in METRICS]
+    named += [(f"{PRIMARY}, {name}", part[PRIMARY]) for name, part in report["slices"].items()]
+    for name, value in named:
+        rows.append([name, _number(value["value"]), f"{_number(value['low'])} to {_number(value['high'])}"])
+    return rows
+
+
+def _as_json(estimates: dict[str, Estimate]) -> dict[str, Any]:
+    return {name: value.as_dict() for name, value in estimates.items()}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,66 @@
+"""Anything that ranks, behind one call: baselines, registered models, artifacts, cross-encoders, sentence encoders."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from rankstill import bm25
+from rankstill.artifacts import is_artifact, load_artifact
+from rankstill.bi_encoder import load_bi_encoder
+from rankstill.cross_encoder import load_cross_encoder
+from rankstill.encoders import find_encoder
+from rankstill.registry import Registry, is_reference
+from rankstill.scoring import torch_scorer
+
+BASELINES = ("bm25", "random")
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """A model that scores pairs (columns query, text), [B]."""
+
+    name: str
+    score: Callable[[pl.DataFrame], NDArray[np.float64]]
+    parameters: int = 0
+    bytes: int = 0
+    """Size of the weights on disk."""
+
+
+def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", token_budget: int = 2048) -> Ranker:
+    """The ranker behind a baseline's name, registry reference, artifact or model folder, or Hugging Face name.
+
+    Raises:
+        ModelError: nothing usable behind the reference.
+    """
+    if reference == "bm25":
+        return Ranker("bm25", bm25.score_pairs)
+    if reference == "random":
+        return Ranker("random", lambda pairs: np.random.default_rng(0).random(pairs.height))
+    name = reference
+    if is_reference(reference) and not Path(reference).exists():
+        version = Registry(root).resolve(reference, field)
+        name, reference = str(version), str(version.folder)
+    folder = find_encoder(reference, field)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if (folder / "modules.json").exists():
+        bi_encoder = load_bi_encoder(str(folder), field, device)
+        count = sum(parameter.numel() for parameter in bi_encoder.model.parameters())
+        return Ranker(name, lambda p: bi_encoder.score(p["query"].to_list(), p["text"].to_list()), count, size)
+    encoder = load_artifact(folder, field).encoder() if is_artifact(folder) else load_cross_encoder(folder, field)
+    scorer = torch_scorer(encoder, device, "auto", token_budget)
+    return Ranker(
+        name,
+        lambda p: scorer.score(p["query"].to_list(), p["text"].to_list()).astype(np.float64),
+        encoder.parameters,
+        size,
+    )
+
+
+def pick_device(wanted: str) -> str:
+    """ "auto" as the device that this process has."""
+    return wanted if wanted != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")

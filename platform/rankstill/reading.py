@@ -1,0 +1,130 @@
+"""Rows of JSONL, CSV, TSV and Parquet files, folders of them, here or at any fsspec URL."""
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+import fsspec
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rankstill.errors import DataError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of an input file. `problem` says why it could not be parsed, in which case `values` is empty."""
+
+    file: str
+    line: int
+    values: dict[str, Any]
+    problem: str = ""
+
+
+def list_files(path: str, field: str) -> list[str]:
+    """The readable files behind a path, a folder or a URL, sorted.
+
+    Raises:
+        DataError: nothing is there, or nothing of a known format.
+    """
+    try:
+        filesystem, root = fsspec.url_to_fs(path)
+        if not filesystem.exists(root):
+            raise DataError(f"{field}: no such file or folder {path!r}; check the path")
+        found = sorted(filesystem.find(root)) if filesystem.isdir(root) else [root]
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{field}: {path!r} can't be opened ({error}); install what its protocol needs") from error
+    files = [filesystem.unstrip_protocol(name) for name in found if name.endswith(SUFFIXES)]
+    if not files:
+        raise DataError(f"{field}: {path!r} holds no file of a known format; use one of {', '.join(SUFFIXES)}")
+    return files
+
+
+def fingerprint_files(files: list[str]) -> str:
+    """Hash of the contents of local files, or of size and version of remote ones."""
+    state = hashlib.blake2b(digest_size=16)
+    for file in files:
+        filesystem, name = fsspec.url_to_fs(file)
+        if "file" in filesystem.protocol:
+            with filesystem.open(name, "rb") as stream:
+                while chunk := stream.read(1 << 22):
+                    state.update(chunk)
+        else:
+            info = filesystem.info(name)
+            version = info.get("ETag") or info.get("LastModified") or info.get("mtime")
+            state.update(f"{file}\0{info.get('size')}\0{version}\0".encode())
+    return state.hexdigest()
+
+
+def read_rows(file: str) -> Iterator[Row]:
+    """Every row of one file with its line number (Parquet: row number), malformed ones included.
+
+    Raises:
+        DataError: the file as a whole can't be read.
+    """
+    name = file.removesuffix(".gz")
+    try:
+        if name.endswith(".parquet"):
+            yield from _read_parquet(file)
+        else:
+            with fsspec.open(file, "rt", compression="infer", encoding="utf-8-sig", newline="") as stream:
+                yield from _read_jsonl(file, stream) if name.endswith(".jsonl") else _read_csv(file, stream)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{short_name(file)}: is not UTF-8 ({error.reason}); convert it") from error
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise DataError(f"{short_name(file)}: can't be read ({error}); check that it is whole") from error
+
+
+def short_name(file: str) -> str:
+    """The last part of a path or URL."""
+    return PurePosixPath(file).name
+
+
+def _read_jsonl(file: str, stream: IO[str]) -> Iterator[Row]:
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            yield Row(file, number, {}, f"not valid JSON ({error.msg})")
+            continue
+        if isinstance(values, dict):
+            yield Row(file, number, values)
+        else:
+            yield Row(file, number, {}, "not a JSON object")
+
+
+def _read_csv(file: str, stream: IO[str]) -> Iterator[Row]:
+    delimiter = "\t" if file.removesuffix(".gz").endswith(".tsv") else ","
+    csv.field_size_limit(1 << 27)
+    reader = csv.reader(stream, delimiter=delimiter)
+    header = next(reader, None)
+    if header is None:
+        return
+    last = reader.line_num
+    try:
+        for cells in reader:
+            number, last = last + 1, reader.line_num
+            if len(cells) == len(header):
+                yield Row(file, number, dict(zip(header, cells, strict=True)))
+            elif cells:
+                yield Row(file, number, {}, f"has {len(cells)} cells where the header has {len(header)}")
+    except csv.Error as error:
+        raise DataError(f"{short_name(file)} line {reader.line_num}: {error}; mend the quoting") from error
+
+
+def _read_parquet(file: str) -> Iterator[Row]:
+    filesystem, name = fsspec.url_to_fs(file)
+    with filesystem.open(name, "rb") as stream:
+        number = 0
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=65_536):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(file, number, values)

@@ -1,0 +1,104 @@
+"""Fast scoring of pairs with one model: length-sorted, token-budget batches.
+
+Tokenising is one batched call; batches hold pairs of similar length and are padded to their own longest, so that
+little of the work is padding.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from rankstill.cross_encoder import CrossEncoder, TokenisedPairs, collate, model_inputs, tokenise_pairs
+from rankstill.errors import RunError
+
+Floats = NDArray[np.float32]
+Batch = dict[str, NDArray[np.int64]]
+Forward = Callable[[Batch], Floats]
+"""A runtime: a collated batch to logits [B]."""
+
+
+class PairScorer:
+    """Scores pairs with one model in one runtime."""
+
+    def __init__(
+        self, forward: Forward, tokenizer: PreTrainedTokenizerFast, max_length: int, token_budget: int = 2048
+    ) -> None:
+        self._forward = forward
+        self._tokenizer = tokenizer
+        self.max_length = max_length
+        self._token_budget = token_budget
+
+    def tokenise(self, queries: Sequence[str], texts: Sequence[str], max_length: int | None = None) -> TokenisedPairs:
+        """Token ids of pairs, truncated to the model's length or a shorter one."""
+        length = min(max_length or self.max_length, self.max_length)
+        return tokenise_pairs(self._tokenizer, queries, texts, length)
+
+    def score_tokens(self, pairs: TokenisedPairs) -> Floats:
+        """Logits of tokenised pairs, [B], in their order.
+
+        Raises:
+            RunError: a logit that is not finite.
+        """
+        scores_B = np.empty(len(pairs.input_ids), dtype=np.float32)
+        for rows in plan_batches(pairs.lengths_B, self._token_budget):
+            scores_B[rows] = self._forward(collate(pairs, rows.tolist(), self._tokenizer.pad_token_id))
+        if not np.isfinite(scores_B).all():
+            place = int(np.flatnonzero(~np.isfinite(scores_B))[0])
+            text = self._tokenizer.decode(pairs.input_ids[place])[:120]
+            raise RunError(f"score {scores_B[place]} of the pair {text!r} is not finite; use precision float32")
+        return scores_B
+
+    def score(self, queries: Sequence[str], texts: Sequence[str]) -> Floats:
+        """Logits of pairs, [B], in their order."""
+        if not len(queries):
+            return np.empty(0, dtype=np.float32)
+        return self.score_tokens(self.tokenise(queries, texts))
+
+
+def plan_batches(lengths_B: NDArray[np.int64], token_budget: int) -> list[NDArray[np.int64]]:
+    """Cut pairs, longest first, into batches of at most `token_budget` padded tokens (at least one pair each)."""
+    order = np.argsort(-lengths_B, kind="stable")
+    batches, start = [], 0
+    while start < order.size:
+        size = max(1, token_budget // max(1, int(lengths_B[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def torch_forward(encoder: CrossEncoder, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Forward:
+    """Run a model in torch; scores come back as float32."""
+    model = encoder.model.to(device=torch.device(device), dtype=dtype).eval()
+
+    def forward(batch: Batch) -> Floats:
+        with torch.inference_mode():
+            return model(**model_inputs(model, batch)).logits[:, 0].float().cpu().numpy()
+
+    return forward
+
+
+def onnx_forward(path: Path, threads: int = 0) -> Forward:
+    """Run an exported model in ONNX Runtime on CPU; 0 threads leaves the number to it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = {entry.name for entry in session.get_inputs()}
+
+    def forward(batch: Batch) -> Floats:
+        (logits_B1,) = session.run(["logits"], {name: batch[name] for name in names})
+        return np.asarray(logits_B1, dtype=np.float32)[:, 0]
+
+    return forward
+
+
+def torch_scorer(encoder: CrossEncoder, device: str, precision: str, token_budget: int) -> PairScorer:
+    """A scorer in torch; precision "auto" is bfloat16 on a GPU and float32 on a CPU."""
+    half = precision == "bfloat16" or (precision == "auto" and device.startswith("cuda"))
+    forward = torch_forward(encoder, device, torch.bfloat16 if half else torch.float32)
+    return PairScorer(forward, encoder.tokenizer, encoder.max_length, token_budget)

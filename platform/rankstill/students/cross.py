@@ -1,0 +1,69 @@
+"""Small cross-encoders: from teacher layers, from a pretrained folder, or at random."""
+
+import copy
+import re
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from rankstill.config import Student
+from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
+from rankstill.encoders import random_model
+from rankstill.errors import ConfigError, ModelError
+
+
+def make_student(config: Student, teacher: CrossEncoder, seed: int) -> CrossEncoder:
+    """The student before training; its tokenizer is the teacher's unless it comes from a folder of its own."""
+    torch.manual_seed(seed)
+    if config.init == "teacher":
+        return from_layers(teacher, config.layers, config.max_length)
+    if config.init == "random":
+        model = random_model(config.random, len(teacher.tokenizer), config.max_length)
+        return CrossEncoder(model, teacher.tokenizer, config.max_length)
+    return load_cross_encoder(config.init, "student.init", config.max_length, fresh_head=True)
+
+
+def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEncoder:
+    """A copy of the teacher with `layers` of its layers, evenly spaced, the first and the last among them.
+
+    Raises:
+        ConfigError: more layers than the teacher has.
+        ModelError: a teacher whose layers can't be told apart.
+    """
+    stack = _layer_stack(teacher.model)
+    depth = teacher.model.config.num_hidden_layers
+    if layers > depth:
+        raise ConfigError(f"student.layers is {layers} but the teacher has {depth}; give {depth} or fewer")
+    taken = pick_layers(depth, layers)
+    config = copy.deepcopy(teacher.model.config)
+    config.num_hidden_layers = layers
+    student = AutoModelForSequenceClassification.from_config(config)
+    position = {old: new for new, old in enumerate(taken)}
+    pattern = re.compile(rf"^{re.escape(stack)}\.(\d+)\.")
+    weights = {}
+    for key, tensor in teacher.model.state_dict().items():
+        match = pattern.match(key)
+        if match is None:
+            weights[key] = tensor
+        elif (old := int(match[1])) in position:
+            weights[f"{stack}.{position[old]}.{key[match.end() :]}"] = tensor
+    student.load_state_dict(weights)
+    return CrossEncoder(student, teacher.tokenizer, min(max_length, teacher.max_length))
+
+
+def pick_layers(depth: int, count: int) -> list[int]:
+    """`count` of `depth` layer numbers, evenly spaced from the first to the last; one layer is the first."""
+    return [int(place) for place in np.floor(np.linspace(0, depth - 1, count) + 0.5)]
+
+
+def _layer_stack(model: PreTrainedModel) -> str:
+    """Dotted name of the list that holds the transformer layers."""
+    depth = model.config.num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth and depth > 0:
+            return name
+    raise ModelError(
+        f"student.init 'teacher': layers of a {type(model).__name__} can't be told apart; give student.init a folder"
+    )

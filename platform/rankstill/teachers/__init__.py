@@ -1,0 +1,1 @@
+"""Teachers: the heavy models whose scores are the soft labels."""

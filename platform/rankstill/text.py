@@ -1,0 +1,57 @@
+"""Item fields to model input text, and the identity of a pair."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+import polars as pl
+
+SEPARATOR = " | "
+"""Between the fields of an item's text."""
+
+_BLANKS = r"[\s\x00-\x1f\x7f]+"
+_BLANK_RUN = re.compile(_BLANKS)
+
+
+def normalise(text: str) -> str:
+    """Unicode NFKC, runs of blanks and control characters as one space, trimmed."""
+    return _BLANK_RUN.sub(" ", unicodedata.normalize("NFKC", text)).strip(" ")
+
+
+def normalise_query(query: str) -> str:
+    """`normalise`, in lower case: what a shopper types differs in case but not in meaning."""
+    return normalise(query).lower()
+
+
+def render_item(item: Mapping[str, object], fields: Sequence[str]) -> str:
+    """The text of one item: its non-empty fields, normalised and joined in the given order."""
+    parts = (normalise(str(item[field])) for field in fields if item.get(field) is not None)
+    return SEPARATOR.join(part for part in parts if part)
+
+
+def normalise_column(column: str) -> pl.Expr:
+    """`normalise` over a Polars string column."""
+    return pl.col(column).str.normalize("NFKC").str.replace_all(_BLANKS, " ").str.strip_chars(" ")
+
+
+def render_columns(fields: Iterable[str]) -> pl.Expr:
+    """`render_item` over Polars string columns."""
+    parts = [normalise_column(field) for field in fields]
+    present = [pl.when(part != "").then(part) for part in parts]
+    return pl.concat_str(present, separator=SEPARATOR, ignore_nulls=True)
+
+
+def digest(*parts: str, size: int = 16) -> str:
+    """BLAKE2b of the parts as hexadecimal, `size` bytes; different splits of one text differ."""
+    state = hashlib.blake2b(digest_size=size)
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.hexdigest()
+
+
+def pair_id(query: str, text: str) -> str:
+    """128-bit identity of a pair, from the normalised query and the rendered item text."""
+    return digest(query, text)
