@@ -43,7 +43,7 @@ def export(
 def register(run: Run, artifact: Path, compared: Compared) -> Version:
     """Register the artifact under the run's name."""
     metric = compared.report["models"]["student"]["metrics"][PRIMARY]["value"]
-    version = Registry(run.root).register(run.config.name, artifact, {PRIMARY: f"{metric:.6f}"})
+    version = Registry(run.root).register(run.config.name, artifact, {"test_ndcg": f"{metric:.6f}"})
     run.reporter.event("registry", state="registered", version=str(version), aliases=",".join(version.aliases))
     return version
 

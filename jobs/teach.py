@@ -33,7 +33,7 @@ def teach(run: Run, prepared: Prepared) -> Taught:
             load_cross_encoder(config.model, "teacher.model", config.max_length).save(folder)
 
     else:
-        key = step_key(prepared.key, model_identity(config.base, "teacher.base"), config.model_dump())
+        key = step_key(prepared.key, model_identity(config.base, "teacher.base"), config.model_dump(exclude={"train": {"max_failures"}}))
 
         def build(folder: Path) -> None:
             _fine_tune(run, prepared, key, folder)

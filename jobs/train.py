@@ -30,7 +30,7 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> T
     own = config.student.init not in ("teacher", "random")
     identity = model_identity(config.student.init, "student.init") if own else config.student.init
     key = step_key(
-        labelled.key, identity, config.student.model_dump(), config.distill.model_dump(), config.train.model_dump()
+        labelled.key, identity, config.student.model_dump(), config.distill.model_dump(), config.train.model_dump(exclude={"max_failures"})
     )
 
     def build(folder: Path) -> None:
