@@ -112,6 +112,15 @@ def tokenise_pairs(
     )
 
 
+def join_pairs(parts: Sequence[TokenisedPairs]) -> TokenisedPairs:
+    """The pairs of all parts, one after the other."""
+    return TokenisedPairs(
+        [ids for part in parts for ids in part.input_ids],
+        [ids for part in parts for ids in part.segment_ids],
+        np.concatenate([part.truncated for part in parts]),
+    )
+
+
 def collate(pairs: TokenisedPairs, rows: Sequence[int], pad_id: int) -> dict[str, NDArray[np.int64]]:
     """Rows of `pairs` padded to the longest of them: input_ids, token_type_ids, attention_mask, each [B, L]."""
     length = max(len(pairs.input_ids[row]) for row in rows)

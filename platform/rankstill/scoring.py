@@ -38,6 +38,10 @@ class PairScorer:
         length = min(max_length or self.max_length, self.max_length)
         return tokenise_pairs(self._tokenizer, queries, texts, length)
 
+    def overhead(self, query: str) -> int:
+        """Tokens of a pair that aren't the item's: the query's and the special ones."""
+        return len(self.tokenise([query], [""]).input_ids[0])
+
     def score_tokens(self, pairs: TokenisedPairs) -> Floats:
         """Logits of tokenised pairs, [B], in their order.
 
