@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.label import Labelled
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, judged_split
 from jobs.train import Trained
 from rankstill.evaluation import PRIMARY, evaluate
-from rankstill.labels import write_json
 from rankstill.metrics import paired_difference
 from rankstill.rankers import load_ranker, pick_device
+from rankstill.storage import write_json
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Compared:
         return json.loads((self.folder / "report.json").read_text())
 
 
-def compare(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled, trained: Trained) -> Compared:
+def compare(run: Run, prepared: Prepared, taught: Taught, trained: Trained) -> Compared:
     """The report on the test split."""
 
     def build(folder: Path) -> None:
@@ -52,4 +51,3 @@ def compare(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled, tr
         write_json(folder / "report.json", report)
 
     return Compared(run.step("reports", step_key(trained.key, taught.key, prepared.key), build))
-

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
-from ray.train import TrainingFailedError, WorkerGroupError
 
 from jobs.run import Run
 from rankstill.config import Train
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.errors import RankstillError, RunError
-from rankstill.labels import write_json
 from rankstill.objective import Objective
 from rankstill.relay import relay
+from rankstill.storage import write_json
 from rankstill.training import COURSE, METRIC, TrainJob, train_worker
 
 
@@ -41,6 +40,7 @@ def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path) -> None:
 
     Raises:
         RunError: the training failed for a reason that isn't the user's.
+
     """
     share = run.share
     folder = run.root / "runs" / plan.name

@@ -21,10 +21,11 @@ from jobs.teach import Taught, judged_split
 from rankstill.bm25 import unlabelled_pairs
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.data import build_lists, with_pair_id
-from rankstill.labels import LabelStore, write_json
+from rankstill.labels import LabelStore
 from rankstill.relay import relay
 from rankstill.schema import LABELS, ProgressEvent
 from rankstill.scoring import torch_scorer
+from rankstill.storage import write_json
 from rankstill.teachers.cross_encoder import fingerprint
 
 ACTOR_SHARE = 0.75

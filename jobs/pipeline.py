@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
@@ -41,7 +40,7 @@ def main(verb: str = "pipeline") -> None:
     if arguments.dry_run:
         from jobs.plan import plan_rows
 
-        print(format_table(plan_rows(config, verb)))
+        print(format_table(plan_rows(config)))
         return
     start = time.monotonic()
     made = run_until(config, verb)
@@ -80,7 +79,7 @@ def _student(run: Any, prepared: Any, taught: Any, labelled: Any, places: dict[s
     places |= {"student": str(trained.folder)}
     if verb == "train":
         return Made(places)
-    compared = compare(run, prepared, taught, labelled, trained)
+    compared = compare(run, prepared, taught, trained)
     artifact = export(run, prepared, taught, labelled, trained, compared)
     places |= {"report": str(compared.folder / "report.json"), "artifact": str(artifact)}
     if verb == "pipeline":

@@ -8,6 +8,7 @@ import polars as pl
 from jobs.fit import Fit, fit
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
+from rankstill.config import Teacher
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.data import build_lists
 from rankstill.errors import DataError
@@ -23,19 +24,23 @@ class Taught:
     folder: Path
 
 
+def teacher_key(config: Teacher, data_key: str) -> str:
+    """Key of the teacher's folder."""
+    if config.model:
+        return step_key(model_identity(config.model, "teacher.model"), config.max_length)
+    settings = config.model_dump(exclude={"train": {"max_failures"}})
+    return step_key(data_key, model_identity(config.base, "teacher.base"), settings)
+
+
 def teach(run: Run, prepared: Prepared) -> Taught:
     """The teacher of a run."""
     config = run.config.teacher
-    if config.model:
-        key = step_key(model_identity(config.model, "teacher.model"), config.max_length)
+    key = teacher_key(config, prepared.key)
 
-        def build(folder: Path) -> None:
+    def build(folder: Path) -> None:
+        if config.model:
             load_cross_encoder(config.model, "teacher.model", config.max_length).save(folder)
-
-    else:
-        key = step_key(prepared.key, model_identity(config.base, "teacher.base"), config.model_dump(exclude={"train": {"max_failures"}}))
-
-        def build(folder: Path) -> None:
+        else:
             _fine_tune(run, prepared, key, folder)
 
     return Taught(key, run.step("teachers", key, build))
@@ -61,6 +66,7 @@ def judged_split(pairs: pl.DataFrame, split: str) -> pl.DataFrame:
 
     Raises:
         DataError: the split is empty.
+
     """
     part = pairs.filter(pl.col("split") == split)
     if part.is_empty():
@@ -76,6 +82,7 @@ def label_max(pairs: pl.DataFrame) -> float:
 
     Raises:
         DataError: every judgement is zero.
+
     """
     largest = pairs["label"].max()
     if not isinstance(largest, float) or largest <= 0:

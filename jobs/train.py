@@ -29,9 +29,8 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> T
     config = run.config
     own = config.student.init not in ("teacher", "random")
     identity = model_identity(config.student.init, "student.init") if own else config.student.init
-    key = step_key(
-        labelled.key, identity, config.student.model_dump(), config.distill.model_dump(), config.train.model_dump(exclude={"max_failures"})
-    )
+    settings = config.model_dump(include={"student", "distill", "train"}, exclude={"train": {"max_failures"}})
+    key = step_key(labelled.key, identity, settings)
 
     def build(folder: Path) -> None:
         teacher = load_cross_encoder(taught.folder, "teacher")

@@ -1,8 +1,8 @@
 """Builds and runs the ranking endpoint: an ingress before a pool of ranker replicas.
 
-    python -m serve.app --model shop@champion serve.port=8000
-    serve run serve.app:build model=shop@champion
-    serve deploy serve/config.yaml
+python -m serve.app --model shop@champion serve.port=8000
+serve run serve.app:build model=shop@champion
+serve deploy serve/config.yaml
 """
 
 import os
@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 from ray import serve
 
@@ -43,11 +44,13 @@ def build(arguments: BuildArguments) -> serve.Application:
 
     Raises:
         ModelError: no such model, or an artifact that isn't whole.
+
     """
     folder, names = find_model(arguments.model, Path(arguments.root))
     artifact = load_artifact(folder, "model")
     cpus = os.cpu_count() or 1
-    ranker = serve.deployment(
+    deployment: Any = serve.deployment  # pyright reads the decorated class as a function
+    ranker = deployment(
         Ranker,
         num_replicas=arguments.replicas,
         max_ongoing_requests=2 * arguments.batch_requests,
@@ -75,7 +78,7 @@ def build(arguments: BuildArguments) -> serve.Application:
         rankers = serve.get_deployment_handle("Ranker", serve.get_replica_context().app_name)
         return Endpoint(rankers, settings).api()
 
-    ingress = serve.deployment(
+    ingress = deployment(
         serve.ingress(make_api)(),
         name="Ingress",
         max_ongoing_requests=arguments.queue + 2 * arguments.batch_requests * arguments.replicas,
@@ -105,13 +108,13 @@ def main() -> None:
     require_free(settings.host, settings.port)
     application = build(BuildArguments(model=arguments.model, root=str(root), **settings.model_dump()))
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with Reporter() as reporter:
         reporter.event("serve", state="starting", model=arguments.model)
         connect()
         serve.start(http_options={"host": settings.host, "port": settings.port})
         serve.run(application, name=NAME)
+        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own
+            signal.signal(number, lambda *_: stop.set())
         reporter.event("serve", state="ready", url=f"http://{settings.host}:{settings.port}/v1/rerank")
         stop.wait()
         reporter.event("serve", state="stopping")
@@ -123,6 +126,7 @@ def require_free(host: str, port: int) -> None:
 
     Raises:
         AddressError: it is in use, or the host is not this machine's.
+
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]

@@ -12,6 +12,7 @@ class BoundedBody:
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body, then answer 413 or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

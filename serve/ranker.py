@@ -4,6 +4,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +55,9 @@ class Ranker:
         self._scorer = artifact.scorer(settings.runtime, settings.threads, settings.token_budget)
         # One thread: the forward pass already uses every core that the replica has.
         self._executor = ThreadPoolExecutor(max_workers=1)
-        self.score.set_max_batch_size(settings.batch_requests)
-        self.score.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
+        batching: Any = self.score  # the decorator's own methods are not in its type
+        batching.set_max_batch_size(settings.batch_requests)
+        batching.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
         self._score_all([ScoreRequest("warm up", ["an item", "an item of a few more words"] * 8)])
 
     @serve.batch

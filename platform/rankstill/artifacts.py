@@ -1,8 +1,8 @@
 """Artifacts: an exported student with everything that serving it needs, and a manifest that vouches for it.
 
-    manifest.json      what it was made from, hashes of every file, metrics
-    model.safetensors, config.json, tokenizer*.json
-    model.onnx         the same model for ONNX Runtime
+manifest.json      what it was made from, hashes of every file, metrics
+model.safetensors, config.json, tokenizer*.json
+model.onnx         the same model for ONNX Runtime
 """
 
 import hashlib
@@ -19,8 +19,8 @@ import torch
 
 from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, model_inputs
 from rankstill.errors import ModelError, RunError
-from rankstill.labels import write_json
 from rankstill.scoring import PairScorer, onnx_forward, torch_forward
+from rankstill.storage import write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -61,6 +61,7 @@ def export_artifact(student: CrossEncoder, folder: Path, made_from: dict[str, An
 
     Raises:
         RunError: the ONNX form gives other scores than the model.
+
     """
     student.save(folder)
     _export_onnx(student, folder / "model.onnx")
@@ -89,6 +90,7 @@ def load_artifact(folder: Path, field: str = "model") -> Artifact:
 
     Raises:
         ModelError: no manifest, an unknown format, a file that is missing, changed or extra.
+
     """
     path = folder / MANIFEST
     try:
@@ -120,7 +122,7 @@ def is_artifact(folder: Path) -> bool:
 
 def _export_onnx(student: CrossEncoder, path: Path) -> None:
     """Export with dynamic batch and length, then compare with torch on a batch of another shape."""
-    pad = student.tokenizer.pad_token_id
+    pad = student.pad_id
     pairs = student.tokenise(["a small query"] * 2, ["an item", "a somewhat longer item of more words"])
     model = student.model.cpu().eval()
     inputs = model_inputs(model, collate(pairs, [0, 1], pad))
@@ -136,6 +138,7 @@ def _export_onnx(student: CrossEncoder, path: Path) -> None:
             dynamo=True,
             verbose=False,
         )
+        assert program is not None  # it is None only where a file name is given
         program.save(path)
     probe = student.tokenise(["query"] * 3, ["item"] * 2 + ["an item of quite a few more words than before, " * 3])
     batch = collate(probe, [0, 1, 2], pad)

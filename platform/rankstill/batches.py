@@ -72,6 +72,7 @@ def plan_epoch(lists: TokenisedLists, train: Train, epoch: int, workers: int) ->
 
     Raises:
         ConfigError: fewer lists than one step needs.
+
     """
     generator = np.random.default_rng([train.seed, epoch])
     parts: list[Rows] = []
@@ -107,6 +108,4 @@ def collate_lists(lists: TokenisedLists, parts: Sequence[Rows], pad_id: int) -> 
         labels_QN[place, : len(rows)] = lists.labels_P[rows]
         teacher_QN[place, : len(rows)] = lists.scores_P[rows]
     inputs = collate(lists.tokens, np.concatenate(list(parts)).tolist(), pad_id)
-    return ListBatch(
-        inputs, torch.from_numpy(mask_QN), torch.from_numpy(labels_QN), torch.from_numpy(teacher_QN)
-    )
+    return ListBatch(inputs, torch.from_numpy(mask_QN), torch.from_numpy(labels_QN), torch.from_numpy(teacher_QN))

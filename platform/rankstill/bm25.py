@@ -45,7 +45,10 @@ def score_pairs(pairs: pl.DataFrame) -> NDArray[np.float64]:
 
 
 def unlabelled_pairs(pairs: pl.DataFrame, items: pl.DataFrame, count: int) -> pl.DataFrame:
-    """Up to `count` unjudged items for each query of `pairs`, best BM25 first: query_id, query, item_id, text, split."""
+    """Up to `count` unjudged items for each query of `pairs`, best BM25 first.
+
+    The columns are query_id, query, item_id, text and split.
+    """
     index = Bm25(items["text"].to_list())
     ids, texts = items["item_id"].to_list(), items["text"].to_list()
     rows = []
@@ -53,7 +56,7 @@ def unlabelled_pairs(pairs: pl.DataFrame, items: pl.DataFrame, count: int) -> pl
         judged = set(group["text"])
         fresh = [place for place in index.top(str(query), count + len(judged)) if texts[place] not in judged]
         rows += [(query_id, query, ids[place], texts[place], split) for place in fresh[:count]]
-    columns = dict.fromkeys(("query_id", "query", "item_id", "text", "split"), pl.String)
+    columns = [(name, pl.String) for name in ("query_id", "query", "item_id", "text", "split")]
     return pl.DataFrame(rows, columns, orient="row")
 
 

@@ -1,5 +1,6 @@
 """Connects to Ray and decides what a run uses of it."""
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -33,15 +34,16 @@ def connect() -> None:
 
     Raises:
         RunError: the cluster doesn't answer or can't be started.
+
     """
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level="error")
+            ray.init(address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         where = f"RAY_ADDRESS={address!r} doesn't answer" if address else "a local Ray cluster doesn't start"
@@ -53,6 +55,7 @@ def share_of(resources: Resources) -> Share:
 
     Raises:
         ConfigError: GPUs are asked for and the cluster has none.
+
     """
     total = ray.cluster_resources()
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))

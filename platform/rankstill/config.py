@@ -31,20 +31,20 @@ class Source(Section):
     """What reports call this source; the file's stem where empty."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Column names of the file by our names, such as {title: product_name}."""
-    label_scale: float = Field(1.0, gt=0)
+    label_scale: float = Field(default=1.0, gt=0)
     """Labels are multiplied by this, so that sources with different scales agree."""
 
 
 class Shop(Section):
     """A generated shop in place of files."""
 
-    items: int = Field(2000, ge=1)
+    items: int = Field(default=2000, ge=1)
     """Number of items."""
-    queries: int = Field(300, ge=1)
+    queries: int = Field(default=300, ge=1)
     """Number of queries."""
-    candidates: int = Field(20, ge=2)
+    candidates: int = Field(default=20, ge=2)
     """Judged items a query, at most."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """The same seed gives the same shop."""
 
 
@@ -57,13 +57,13 @@ class Data(Section):
     """Files of further items, from which unlabelled pairs are drawn."""
     shop: Shop | None = None
     """A generated shop, where there are no files."""
-    fields: tuple[str, ...] = Field(("title", "brand", "description"), min_length=1)
+    fields: tuple[str, ...] = Field(default=("title", "brand", "description"), min_length=1)
     """Item fields that make up the item's text, in this order; a missing one is left out."""
-    max_bad_rows: float = Field(0.001, ge=0, le=1)
+    max_bad_rows: float = Field(default=0.001, ge=0, le=1)
     """Share of rows of one source that may be unusable before the run stops."""
-    test: float = Field(0.2, ge=0, lt=1)
+    test: float = Field(default=0.2, ge=0, lt=1)
     """Share of queries held out for the final report, where the rows bring no split."""
-    valid: float = Field(0.1, ge=0, lt=1)
+    valid: float = Field(default=0.1, ge=0, lt=1)
     """Share of queries held out for choosing, where the rows bring no split."""
 
     @model_validator(mode="after")
@@ -78,13 +78,13 @@ class Data(Section):
 class RandomModel(Section):
     """The shape of a randomly initialised BERT encoder."""
 
-    layers: int = Field(2, ge=1)
+    layers: int = Field(default=2, ge=1)
     """Transformer layers."""
-    width: int = Field(64, ge=8)
+    width: int = Field(default=64, ge=8)
     """Hidden width; a multiple of `heads`."""
-    heads: int = Field(2, ge=1)
+    heads: int = Field(default=2, ge=1)
     """Attention heads."""
-    vocabulary: int = Field(4000, ge=200)
+    vocabulary: int = Field(default=4000, ge=200)
     """Word pieces learnt from the training texts, where there is no other tokenizer."""
 
     @model_validator(mode="after")
@@ -97,29 +97,29 @@ class RandomModel(Section):
 class Train(Section):
     """One training run: the same loop trains teachers and students."""
 
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(default=2, ge=1)
     """Passes over the candidate lists."""
-    lists: int = Field(8, ge=1)
+    lists: int = Field(default=8, ge=1)
     """Candidate lists in one optimizer step, over all workers together."""
-    list_size: int = Field(12, ge=2)
+    list_size: int = Field(default=12, ge=2)
     """Candidates of one list; a longer list is cut into several, anew each epoch."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     """Micro-batches that each worker's share of a step is cut into, to save memory."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of AdamW."""
-    warmup: float = Field(0.06, ge=0, lt=1)
+    warmup: float = Field(default=0.06, ge=0, lt=1)
     """Share of the steps in which the rate rises; from there it falls linearly to zero."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
-    patience: int = Field(2, ge=1)
+    patience: int = Field(default=2, ge=1)
     """Epochs without a better validation nDCG@10 after which training stops."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded over the workers."""
-    max_failures: int = Field(1, ge=0)
+    max_failures: int = Field(default=1, ge=0)
     """Worker failures after which a run gives up; before that it continues at its last checkpoint."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of initial weights, of shuffling and of sampling."""
 
 
@@ -132,7 +132,7 @@ class Teacher(Section):
     """Encoder to fine-tune (folder or Hugging Face name); "random" for a random one."""
     random: RandomModel = RandomModel()
     """Its shape where `base` is "random"."""
-    max_length: int = Field(96, ge=8)
+    max_length: int = Field(default=96, ge=8)
     """Tokens of a pair; what is longer is truncated."""
     train: Train = Train(learning_rate=5e-5)
     """How it is fine-tuned."""
@@ -141,11 +141,11 @@ class Teacher(Section):
 class Labels(Section):
     """Soft labels."""
 
-    candidates: int = Field(0, ge=0)
+    candidates: int = Field(default=0, ge=0)
     """Unlabelled items a training query, found by BM25, that the teacher scores beside the judged ones."""
-    token_budget: int = Field(2048, ge=64)
+    token_budget: int = Field(default=2048, ge=64)
     """Padded tokens in one forward pass."""
-    block: int = Field(4096, ge=1)
+    block: int = Field(default=4096, ge=1)
     """Pairs that travel to an actor together and are sorted by length together."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the teacher's forward pass; auto is bfloat16 on a GPU."""
@@ -156,22 +156,22 @@ class Student(Section):
 
     init: str = "teacher"
     """Where its weights come from: "teacher" (every k-th layer), "random", a folder or a Hugging Face name."""
-    layers: int = Field(3, ge=1)
+    layers: int = Field(default=3, ge=1)
     """Layers taken from the teacher."""
     random: RandomModel = RandomModel()
     """Its shape where `init` is "random"."""
-    max_length: int = Field(96, ge=8)
+    max_length: int = Field(default=96, ge=8)
     """Tokens of a pair; what is longer is truncated."""
 
 
 class Distill(Section):
     """loss = alpha * T^2 * KL(teacher || student) + (1 - alpha) * listwise + pointwise * BCE."""
 
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Temperature T, by which both sides' scores are divided."""
-    alpha: float = Field(0.7, ge=0, le=1)
+    alpha: float = Field(default=0.7, ge=0, le=1)
     """Weight of the soft part."""
-    pointwise: float = Field(0.5, ge=0)
+    pointwise: float = Field(default=0.5, ge=0)
     """Weight of the binary cross-entropy that ties the logits to the scale of labels."""
 
 
@@ -180,23 +180,23 @@ class Serve(Section):
 
     host: str = "127.0.0.1"
     """Address to listen on."""
-    port: int = Field(8000, ge=1, le=65535)
+    port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
-    replicas: int = Field(2, ge=1)
+    replicas: int = Field(default=2, ge=1)
     """Ranker replicas."""
     runtime: Literal["torch", "onnx"] = "torch"
     """What runs the student's forward pass."""
-    batch_requests: int = Field(16, ge=1)
+    batch_requests: int = Field(default=16, ge=1)
     """Requests that one replica scores together, at most."""
-    batch_wait_ms: float = Field(2.0, ge=0)
+    batch_wait_ms: float = Field(default=2.0, ge=0)
     """How long a replica waits for more requests to join."""
-    token_budget: int = Field(2048, ge=64)
+    token_budget: int = Field(default=2048, ge=64)
     """Padded tokens in one forward pass."""
-    queue: int = Field(200, ge=1)
+    queue: int = Field(default=200, ge=1)
     """Requests that may wait; one more is answered 429."""
-    max_documents: int = Field(1000, ge=1)
+    max_documents: int = Field(default=1000, ge=1)
     """Documents a request; more are answered 413."""
-    max_body_bytes: int = Field(8_000_000, ge=1024)
+    max_body_bytes: int = Field(default=8_000_000, ge=1024)
     """Bytes of a request body; more are answered 413."""
 
 
@@ -233,7 +233,7 @@ class Resources(Section):
 class Config(Section):
     """Everything a run needs to know."""
 
-    name: str = Field("shop", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(default="shop", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Name under which students are registered."""
     data: Data
     """Judgements and items."""
@@ -260,6 +260,7 @@ def load_config(origin: str | Path | dict[str, Any], overrides: Sequence[str] = 
 
     Raises:
         ConfigError: an unreadable file, an unknown key, a value of the wrong type or out of range.
+
     """
     tree = copy.deepcopy(origin) if isinstance(origin, dict) else _read_tree(origin)
     for override in overrides:

@@ -38,6 +38,11 @@ class CrossEncoder:
     tokenizer: PreTrainedTokenizerFast
     max_length: int
 
+    @property
+    def pad_id(self) -> int:
+        """Token id of padding."""
+        return pad_id(self.tokenizer)
+
     def tokenise(self, queries: Sequence[str], texts: Sequence[str]) -> TokenisedPairs:
         """Token ids of pairs, truncated to `max_length` from the longer side."""
         return tokenise_pairs(self.tokenizer, queries, texts, self.max_length)
@@ -64,6 +69,7 @@ def load_cross_encoder(
 
     Raises:
         ModelError: not a usable model, more than one logit, or no trained head where `fresh_head` is false.
+
     """
     folder = find_encoder(str(name), field)
     verbosity = transformers_logging.get_verbosity()
@@ -85,6 +91,8 @@ def load_cross_encoder(
             f"{field}: {str(name)!r} lacks the weights {', '.join(missing[:3])}; it is no trained cross-encoder,"
             " use it as an encoder to fine-tune (teacher.base)"
         )
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{field}: the tokenizer of {str(name)!r} has no padding token; add one to it")
     if model.config.num_labels != 1:
         raise ModelError(f"{field}: {str(name)!r} has {model.config.num_labels} logits; give a model with one")
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1 << 30))
@@ -110,6 +118,13 @@ def tokenise_pairs(
         [np.array(ids, dtype=np.int32) for ids in encoded["token_type_ids"]],
         np.array(truncated, dtype=np.bool_),
     )
+
+
+def pad_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Token id of padding."""
+    found = tokenizer.pad_token_id
+    assert isinstance(found, int)  # checked when the model was loaded
+    return found
 
 
 def join_pairs(parts: Sequence[TokenisedPairs]) -> TokenisedPairs:

@@ -52,6 +52,7 @@ def prepare(config: Data, folder: Path) -> dict[str, Any]:
 
     Raises:
         DataError: a source that can't be read, lacks a column, or has too many unusable rows.
+
     """
     with (folder / "rejects.jsonl").open("wb") as rejects:
         if config.shop is not None:
@@ -162,8 +163,7 @@ def _read_sources(
         tally = Tally(source.name or short_name(files[0]).split(".")[0])
         rows = itertools.chain.from_iterable(read_rows(file) for file in files)
         required = _REQUIRED if kind == "sources" else ("title",)
-        for chunk in _chunks(rows):
-            frames.append(_usable(chunk, source, required, config.fields, tally, rejects))
+        frames += [_usable(chunk, source, required, config.fields, tally, rejects) for chunk in _chunks(rows)]
         _check_tally(tally, source, required, config.max_bad_rows, where)
         tallies.append(tally)
     return pl.concat(frames), tallies
@@ -175,7 +175,12 @@ def _chunks(rows: Iterator[Row]) -> Iterator[tuple[Row, ...]]:
 
 
 def _usable(
-    rows: Iterable[Row], source: Source, required: tuple[str, ...], fields: tuple[str, ...], tally: Tally, rejects: IO[bytes]
+    rows: Iterable[Row],
+    source: Source,
+    required: tuple[str, ...],
+    fields: tuple[str, ...],
+    tally: Tally,
+    rejects: IO[bytes],
 ) -> pl.DataFrame:
     """The usable rows of a chunk as strings and numbers under our column names."""
     names = dict.fromkeys(("query", "item_id", "title", *fields, "split", "frequency", "label"))

@@ -49,6 +49,7 @@ def find_encoder(name: str, field: str) -> Path:
 
     Raises:
         ModelError: nothing found, or what was found has no safetensors weights or other bytes than expected.
+
     """
     if Path(name).is_dir():
         return _checked(Path(name), field, name)
@@ -100,8 +101,8 @@ def random_model(shape: RandomModel, vocabulary: int, max_length: int) -> BertFo
         num_attention_heads=shape.heads,
         intermediate_size=4 * shape.width,
         max_position_embeddings=max(512, max_length),
-        num_labels=1,
     )
+    config.num_labels = 1
     return BertForSequenceClassification(config)
 
 

@@ -1,12 +1,11 @@
 """The label store: soft labels of one teacher, Parquet files under its fingerprint.
 
-    labels/<fingerprint>/teacher.json        what the fingerprint stands for
-    labels/<fingerprint>/part-*.parquet      rows of schema LABELS
-    labels/<fingerprint>/commit-*.json       the files and rows of each commit; a file no commit names isn't there
+labels/<fingerprint>/teacher.json        what the fingerprint stands for
+labels/<fingerprint>/part-*.parquet      rows of schema LABELS
+labels/<fingerprint>/commit-*.json       the files and rows of each commit; a file no commit names isn't there
 """
 
 import json
-import os
 import shutil
 import uuid
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from rankstill.schema import LABELS
+from rankstill.storage import write_json
 
 
 class LabelStore:
@@ -38,7 +38,7 @@ class LabelStore:
     def scan(self) -> pl.LazyFrame:
         """All labels, lazily."""
         files = self.files()
-        return pl.scan_parquet(files) if files else pl.from_arrow(LABELS.empty_table()).lazy()
+        return pl.scan_parquet(files) if files else pl.LazyFrame(LABELS.empty_table())
 
     def missing(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """The pairs, each id once, that have no label yet."""
@@ -56,10 +56,3 @@ class LabelStore:
         rows = sum(files.values())
         write_json(self.folder / f"commit-{commit}.json", {"rows": rows, "files": files})
         return rows
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file aside, then rename it into place."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False))
-    os.replace(aside, path)

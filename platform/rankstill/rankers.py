@@ -36,6 +36,7 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
 
     Raises:
         ModelError: nothing usable behind the reference.
+
     """
     if reference == "bm25":
         return Ranker("bm25", bm25.score_pairs)
@@ -62,5 +63,5 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
 
 
 def pick_device(wanted: str) -> str:
-    """ "auto" as the device that this process has."""
+    """Resolve "auto" to the device that this process has."""
     return wanted if wanted != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")

@@ -32,6 +32,7 @@ def list_files(path: str, field: str) -> list[str]:
 
     Raises:
         DataError: nothing is there, or nothing of a known format.
+
     """
     try:
         filesystem, root = fsspec.url_to_fs(path)
@@ -67,13 +68,15 @@ def read_rows(file: str) -> Iterator[Row]:
 
     Raises:
         DataError: the file as a whole can't be read.
+
     """
     name = file.removesuffix(".gz")
     try:
         if name.endswith(".parquet"):
             yield from _read_parquet(file)
         else:
-            with fsspec.open(file, "rt", compression="infer", encoding="utf-8-sig", newline="") as stream:
+            opened: Any = fsspec.open(file, "rt", compression="infer", encoding="utf-8-sig", newline="")
+            with opened as stream:
                 yield from _read_jsonl(file, stream) if name.endswith(".jsonl") else _read_csv(file, stream)
     except UnicodeDecodeError as error:
         raise DataError(f"{short_name(file)}: is not UTF-8 ({error.reason}); convert it") from error

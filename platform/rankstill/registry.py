@@ -58,6 +58,7 @@ class Registry:
 
         Raises:
             ModelError: no such name, alias or number, or its files are gone.
+
         """
         from mlflow.exceptions import MlflowException
 
@@ -71,7 +72,7 @@ class Registry:
             aliases = self._client.get_model_version(name, found.version).aliases
         except MlflowException as error:
             raise ModelError(f"{field}: no {reference!r} in the registry {self.uri}; {self._hint()}") from error
-        folder = Path(found.source)
+        folder = Path(str(found.source))
         if not folder.is_dir():
             raise ModelError(f"{field}: the files of {reference!r} are gone from {found.source!r}; register it again")
         return Version(name, int(found.version), folder, tuple(aliases))

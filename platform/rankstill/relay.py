@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from rankstill.progress import Reporter
 from rankstill.schema import ProgressEvent
@@ -13,7 +14,6 @@ from rankstill.schema import ProgressEvent
 POLL_SECONDS = 0.5
 
 
-@ray.remote(num_cpus=0)
 class Mailbox:
     """Holds events until the driver fetches them."""
 
@@ -33,7 +33,7 @@ class Mailbox:
 @contextlib.contextmanager
 def relay(reporter: Reporter) -> Iterator[Any]:
     """A handle for workers (`handle.put.remote(event)`), whose events reach `reporter` until the block ends."""
-    mailbox = Mailbox.remote()
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
     done = threading.Event()
 
     def pump() -> None:
@@ -51,6 +51,6 @@ def relay(reporter: Reporter) -> Iterator[Any]:
     finally:
         done.set()
         thread.join()
-        with contextlib.suppress(ray.exceptions.RayError):
+        with contextlib.suppress(RayError):
             show()
         ray.kill(mailbox)

@@ -6,6 +6,7 @@ little of the work is padding.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from rankstill.cross_encoder import CrossEncoder, TokenisedPairs, collate, model_inputs, tokenise_pairs
+from rankstill.cross_encoder import CrossEncoder, TokenisedPairs, collate, model_inputs, pad_id, tokenise_pairs
 from rankstill.errors import RunError
 
 Floats = NDArray[np.float32]
@@ -30,6 +31,7 @@ class PairScorer:
     ) -> None:
         self._forward = forward
         self._tokenizer = tokenizer
+        self._pad_id = pad_id(tokenizer)
         self.max_length = max_length
         self._token_budget = token_budget
 
@@ -47,10 +49,11 @@ class PairScorer:
 
         Raises:
             RunError: a logit that is not finite.
+
         """
         scores_B = np.empty(len(pairs.input_ids), dtype=np.float32)
         for rows in plan_batches(pairs.lengths_B, self._token_budget):
-            scores_B[rows] = self._forward(collate(pairs, rows.tolist(), self._tokenizer.pad_token_id))
+            scores_B[rows] = self._forward(collate(pairs, rows.tolist(), self._pad_id))
         if not np.isfinite(scores_B).all():
             place = int(np.flatnonzero(~np.isfinite(scores_B))[0])
             text = self._tokenizer.decode(pairs.input_ids[place])[:120]
@@ -77,7 +80,8 @@ def plan_batches(lengths_B: NDArray[np.int64], token_budget: int) -> list[NDArra
 
 def torch_forward(encoder: CrossEncoder, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Forward:
     """Run a model in torch; scores come back as float32."""
-    model = encoder.model.to(device=torch.device(device), dtype=dtype).eval()
+    model: Any = encoder.model  # `to` is wrapped in a way that hides its signature
+    model = model.to(device=torch.device(device), dtype=dtype).eval()
 
     def forward(batch: Batch) -> Floats:
         with torch.inference_mode():

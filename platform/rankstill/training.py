@@ -111,10 +111,14 @@ def make_engine(encoder: CrossEncoder, job: TrainJob, lists_per_worker: int, ste
     def rate(step: int) -> float:
         return (step + 1) / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
 
-    engine, *_ = deepspeed.initialize(
+    def schedule(adam: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        return torch.optim.lr_scheduler.LambdaLR(adam, rate)
+
+    initialize: Any = deepspeed.initialize  # its annotations don't admit what its documentation does
+    engine, *_ = initialize(
         model=encoder.model,
         model_parameters=[p for p in encoder.model.parameters() if p.requires_grad],
-        lr_scheduler=lambda adam: torch.optim.lr_scheduler.LambdaLR(adam, rate),
+        lr_scheduler=schedule,
         config={
             "train_micro_batch_size_per_gpu": lists_per_worker // train.accumulate,
             "gradient_accumulation_steps": train.accumulate,
@@ -135,11 +139,12 @@ def train_step(
 
     Raises:
         RunError: the loss is not finite.
+
     """
     micro = len(share) // job.train.accumulate
     total = 0.0
     for start in range(0, len(share), micro):
-        batch = collate_lists(lists, share[start : start + micro], encoder.tokenizer.pad_token_id)
+        batch = collate_lists(lists, share[start : start + micro], encoder.pad_id)
         loss = list_losses(engine, batch, job.objective).mean()
         engine.backward(loss)
         engine.step()
@@ -165,7 +170,7 @@ def evaluate(engine: Any, encoder: CrossEncoder, valid: TokenisedLists, rank: in
     scores_P = torch.zeros(len(valid.labels_P), device=engine.device)
     times_P = torch.zeros_like(scores_P)
     for rows in _equal_share(plan_batches(valid.tokens.lengths_B, EVAL_TOKENS), rank, workers):
-        batch = collate(valid.tokens, rows.tolist(), encoder.tokenizer.pad_token_id)
+        batch = collate(valid.tokens, rows.tolist(), encoder.pad_id)
         with torch.no_grad():
             logits_P = engine(**model_inputs(engine.module, batch)).logits[:, 0].float()
         scores_P[torch.from_numpy(rows)] = logits_P
@@ -179,7 +184,7 @@ def evaluate(engine: Any, encoder: CrossEncoder, valid: TokenisedLists, rank: in
 
 
 def _equal_share(batches: list[np.ndarray], rank: int, workers: int) -> Iterator[np.ndarray]:
-    """This rank's batches; each rank gets as many (ZeRO-3 forwards are collective), so the first may come twice."""
+    """Batches of one rank; each rank gets as many (ZeRO-3 forwards are collective), so the first may come twice."""
     for start in range(0, len(batches), workers):
         place = start + rank
         yield batches[place if place < len(batches) else 0]

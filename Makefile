@@ -1,0 +1,45 @@
+PYTHON ?= python3
+PORT ?= 8000
+MODEL ?= demo@champion
+BIN := .venv/bin
+# Torch first and pinned: whatever asks for it later finds it there.
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: demo test lint bench serve clean
+
+demo: .venv/.demo
+	$(BIN)/python -m jobs.demo --config jobs/configs/demo.yaml
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: .venv/.dev
+	$(BIN)/python -m tests.benchmarks.labelling
+	$(BIN)/python -m tests.benchmarks.scoring
+
+serve: .venv/.demo
+	$(BIN)/python -m serve.app --model $(MODEL) serve.port=$(PORT)
+
+clean:
+	rm -rf .venv .rankstill .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.base: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/.demo: .venv/.base
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+.venv/.dev: .venv/.base
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@

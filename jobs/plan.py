@@ -1,0 +1,49 @@
+"""What a run would do, for `--dry-run`: nothing is computed but what reading the input takes."""
+
+import tempfile
+from pathlib import Path
+
+import polars as pl
+
+from jobs.prepare import Prepared
+from jobs.teach import judged_split, label_max, teacher_key
+from rankstill.config import Config, Train
+from rankstill.data import fingerprint_data, prepare
+
+
+def plan_rows(config: Config) -> list[list[str]]:
+    """Table rows: each step, whether its output stands already, and the size of its work; header first.
+
+    Raises:
+        InputError: what the run itself would refuse about the data or the models.
+
+    """
+    root = Path(config.storage.root).expanduser().resolve()
+    key = fingerprint_data(config.data)[:16]
+    with tempfile.TemporaryDirectory() as aside:
+        summary = prepare(config.data, Path(aside))
+        pairs = Prepared(key, Path(aside)).pairs
+    train, valid, test = (judged_split(pairs, split) for split in ("train", "valid", "test"))
+    label_max(train)
+    teacher = root / "teachers" / teacher_key(config.teacher, key)
+    unlabelled = config.labels.candidates * train["query_id"].n_unique()
+    rejected = sum(source["rejected"] for source in summary["sources"])
+    taught = "loaded as it is" if config.teacher.model else _training(train, config.teacher.train)
+    rows = [
+        ["data", root / "data" / key, f"{pairs.height:,} pairs, {summary['items']:,} items, {rejected} rows rejected"],
+        ["teacher", teacher, taught],
+        ["labels", None, f"{train.height + valid.height:,} judged pairs and up to {unlabelled:,} unlabelled ones"],
+        ["student", None, f"{_training(train, config.train)}, besides unlabelled candidates"],
+        ["report", None, f"{test.height:,} pairs of {test['query_id'].n_unique():,} queries, three models"],
+        ["artifact", None, f"registered as {config.name!r}"],
+    ]
+    header = ["step", "stands", "work"]
+    return [header, *([name, _stands(folder), work] for name, folder, work in rows)]
+
+
+def _stands(folder: Path | None) -> str:
+    return "-" if folder is None else "yes" if folder.is_dir() else "no"
+
+
+def _training(pairs: pl.DataFrame, train: Train) -> str:
+    return f"{pairs.height:,} pairs of {pairs['query_id'].n_unique():,} queries, up to {train.epochs} times"
