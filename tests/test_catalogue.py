@@ -9,6 +9,7 @@ import bm25s
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+
 from rankstill.catalogue import Item, Query, ShopSize, generate_shop, grade
 from rankstill.catalogue_types import PRODUCT_TYPES, ProductType
 

@@ -48,11 +48,16 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side; the first row is the header, all but the first column are right-aligned."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    """Columns side by side under the first row, the header; columns of numbers are right-aligned."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numeric = [all(cell[:1] in "-+" or cell[:1].isdigit() for cell in column[1:]) for column in columns]
 
     def line(row: Sequence[str]) -> str:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
         return "  ".join(cells).rstrip()
 
     return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])

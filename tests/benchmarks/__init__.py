@@ -1,0 +1,1 @@
+"""Benchmarks: ratios taken in one run, medians of repeats. Run them with `make bench`."""

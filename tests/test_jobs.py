@@ -1,0 +1,178 @@
+"""The pipeline on the shared cluster, and the commands as a shell runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from jobs.pipeline import run_until
+from rankstill.artifacts import load_artifact
+from rankstill.config import Config, load_config
+from rankstill.labels import LabelStore
+from rankstill.registry import Registry
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "jobs" / "configs" / "tiny.yaml"
+
+
+def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "platform", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    root = tmp_path_factory.mktemp("tiny")
+    return load_config(TINY, [f"storage.root={root}", "train.epochs=1", "teacher.train.epochs=1"])
+
+
+@pytest.fixture(scope="module")
+def made(cluster, config):
+    return run_until(config)
+
+
+def test_every_output_is_whole(made, config):
+    report = made.report
+    assert set(report["models"]) == {"teacher", "student", "bm25"}
+    student, teacher = report["models"]["student"], report["models"]["teacher"]
+    assert report["retention"] == pytest.approx(
+        student["metrics"]["ndcg@10"]["value"] / teacher["metrics"]["ndcg@10"]["value"]
+    )
+    assert 0 < student["parameters"] < teacher["parameters"]
+    manifest = load_artifact(Path(made.places["artifact"])).manifest
+    assert manifest["made_from"]["teacher_fingerprint"] == Path(made.places["labels"]).name
+    version = Registry(Path(config.storage.root)).resolve("tiny@champion", "test")
+    assert str(version.folder) == made.places["artifact"]
+    assert list(Path(config.storage.root, "partial").iterdir()) == []
+
+
+def test_each_pair_is_labelled_once(made, config):
+    lists = pl.read_parquet(Path(made.places["lists"], "train.parquet")).explode("items").unnest("items")
+    assert lists["score"].null_count() == 0
+    assert lists["label"].null_count() > 0, "unlabelled candidates have soft labels only"
+    store = LabelStore(Path(config.storage.root, "labels"), Path(made.places["labels"]).name, {})
+    labels = store.scan().collect()
+    assert labels["pair_id"].n_unique() == labels.height
+    valid = pl.read_parquet(Path(made.places["lists"], "valid.parquet")).explode("items")
+    assert labels.height == lists.height + valid.height
+
+
+def test_no_query_of_the_test_split_is_learnt_from(made):
+    pairs = pl.read_parquet(Path(made.places["data"], "pairs.parquet"))
+    held_out = set(pairs.filter(pl.col("split") == "test")["query_id"])
+    for split in ("train", "valid"):
+        lists = pl.read_parquet(Path(made.places["lists"], f"{split}.parquet"))
+        assert held_out.isdisjoint(lists["query_id"])
+
+
+def test_a_second_run_skips_every_step(made, config, capsys):
+    again = run_until(config)
+    assert again.places == made.places
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    states = {event["event"]: event["state"] for event in events}
+    steps = ("data", "teachers", "lists", "students", "reports", "artifacts")
+    assert {step: states[step] for step in steps} == dict.fromkeys(steps, "stands")
+
+
+def test_a_changed_student_keeps_teacher_and_labels(made, config, capsys):
+    changed = config.model_copy(update={"distill": config.distill.model_copy(update={"temperature": 3.0})})
+    places = run_until(changed, "train").places
+    assert places["teacher"] == made.places["teacher"]
+    assert places["lists"] == made.places["lists"]
+    assert places["student"] != made.places["student"]
+
+
+def test_evaluate_gives_the_json_contract(made, config, tmp_path):
+    file = tmp_path / "judgements.parquet"
+    pairs = pl.read_parquet(Path(made.places["data"], "pairs.parquet"))
+    pairs.select("query", "item_id", "label", "split", title="text").write_parquet(file)
+    arguments = ["--judgements", str(file), "--split", "test", "--json", f"storage.root={config.storage.root}"]
+    result = shell("jobs.evaluate", "--model", "tiny@champion", *arguments)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert {"model", "judgements", "queries", "pairs", "metrics", "slices", "pairs_per_second", "parameters"} < set(
+        report
+    )
+    assert report["model"] == "tiny/1"
+    assert set(report["metrics"]) == {"ndcg@10", "mrr@10", "map", "auc", "pairwise_accuracy", "spearman"}
+    student = made.report["models"]["student"]
+    assert report["metrics"]["ndcg@10"] == pytest.approx(student["metrics"]["ndcg@10"], abs=1e-6)
+    assert (report["pairs"], report["bytes"]) == (student["pairs"], student["bytes"])
+
+
+GOOD_ROWS = [{"query": f"q{n % 20}", "item_id": f"i{n}", "title": f"thing {n}", "label": n % 3} for n in range(200)]
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Overrides of tiny.yaml by kind of mistake, and what the error must name."""
+    source = "data={sources: [{path: %s}]}"
+    (folder / "empty.jsonl").touch()
+    (folder / "untitled.csv").write_text("query,item_id,label\nlamp,1,2\n")
+    texts = write_rows(folder / "texts.jsonl", [{**row, "label": "good"} for row in GOOD_ROWS])
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "bert"}')
+    return {
+        "no such file": ([source % (folder / "none.jsonl")], "none.jsonl"),
+        "empty file": ([source % (folder / "empty.jsonl")], "empty"),
+        "no title": ([source % (folder / "untitled.csv")], "title"),
+        "label is text": ([source % texts], "label 'good'"),
+        "typo": (["train.epocs=3"], "train.epochs"),
+        "no weights": ([f"teacher.base={model}"], "no weights"),
+        "no such student": ([f"student.init={folder / 'nothing'}"], "student.init"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["no such file", "empty file", "no title", "label is text", "typo", "no weights"])
+def test_bad_input_is_one_line_and_exit_code_2(kind, tmp_path):
+    overrides, names = bad_inputs(tmp_path)[kind]
+    root = tmp_path / "root"
+    result = shell("jobs.pipeline", "--config", str(TINY), f"storage.root={root}", *overrides)
+    assert result.returncode == 2, result.stderr
+    said = [line for line in result.stderr.splitlines() if not line.startswith("{")]
+    assert len(said) == 1
+    assert said[0].startswith("error: ")
+    assert names in said[0]
+    assert [path for path in root.rglob("*") if path.is_file() and "data" not in path.parts] == []
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = shell("serve.app", "--model", str(tmp_path), f"serve.port={port}")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: serve.port={port}")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["teach", "label", "train", "evaluate", "export", "pipeline"])
+def test_help_lists_settings(verb):
+    result = shell(f"jobs.{verb}", "--help")
+    assert result.returncode == 0
+    assert "train.learning_rate" in result.stdout
+
+
+def test_dry_run_plans_and_writes_nothing(tmp_path):
+    result = shell("jobs.pipeline", "--config", str(TINY), f"storage.root={tmp_path / 'root'}", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "720 pairs" in result.stdout
+    assert not (tmp_path / "root").exists()

@@ -1,0 +1,130 @@
+"""The worker loop on the shared cluster: DeepSpeed engines over gloo."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pytest
+import ray
+
+from jobs.fit import Fit, fit
+from jobs.run import Run
+from rankstill.config import RandomModel, Train, parse_config
+from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
+from rankstill.data import build_lists
+from rankstill.encoders import random_model, random_tokenizer
+from rankstill.errors import RunError
+from rankstill.objective import Objective
+from rankstill.progress import Reporter
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+WORDS = ("red", "blue", "drill", "lamp", "chair", "steel", "oak", "small")
+
+
+def pairs(queries: int, split: str) -> pl.DataFrame:
+    """Six items a query; the relevant ones share its word."""
+    rows = [
+        {
+            "query_id": f"{split}{number}",
+            "query": WORDS[number % 8],
+            "item_id": f"{split}{number}-{place}",
+            "text": f"{WORDS[(number + place // 3) % 8]} {WORDS[place]} thing",
+            "label": 3.0 if place < 3 else 0.0,
+            "pair_id": f"{split}{number}-{place}",
+        }
+        for number in range(queries)
+        for place in range(6)
+    ]
+    return pl.DataFrame(rows)
+
+
+def encoder_without_dropout() -> CrossEncoder:
+    """Two workers draw other dropout masks than one, so a comparison has to do without."""
+    tokenizer = random_tokenizer([" ".join(WORDS) + " thing"], 300, 32)
+    model = random_model(RandomModel(layers=2, width=16, heads=2), len(tokenizer), 32)
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+    return CrossEncoder(type(model)(model.config), tokenizer, 32)
+
+
+def plan(name: str, train: Train, objective: Objective) -> Fit:
+    return Fit(
+        task="test",
+        name=name,
+        train_lists=build_lists(pairs(16, "train"), None),
+        valid_lists=build_lists(pairs(6, "valid"), None),
+        train=train,
+        objective=objective,
+    )
+
+
+def run_in(folder: Path, workers: int) -> Run:
+    tree = {"data": {"shop": {}}, "storage": {"root": str(folder)}, "resources": {"workers": workers, "device": "cpu"}}
+    return Run(parse_config(tree), Reporter())
+
+
+def history_of(folder: Path) -> list[dict[str, float]]:
+    return json.loads((folder / "history.json").read_text())
+
+
+def test_one_and_two_workers_learn_the_same_from_the_same_global_batch(tmp_path):
+    encoder = encoder_without_dropout()
+    hard = Objective.judgements_only(label_max=3.0)
+    folders = []
+    for workers, stage in ((1, 0), (2, 2)):
+        train = Train(epochs=6, lists=4, learning_rate=1e-2, patience=6, zero_stage=stage)
+        out = tmp_path / f"out{workers}"
+        out.mkdir()
+        fit(run_in(tmp_path, workers), encoder, plan(f"workers{workers}", train, hard), out)
+        folders.append(out)
+    one, two = map(history_of, folders)
+    assert [epoch["epoch"] for epoch in one] == [1, 2, 3, 4, 5, 6]
+    assert [e["loss"] for e in two] == pytest.approx([e["loss"] for e in one], rel=1e-4)
+    assert [e["ndcg@10"] for e in two] == pytest.approx([e["ndcg@10"] for e in one], rel=1e-6)
+    assert one[-1]["loss"] < 0.8 * one[0]["loss"]
+    weights = [load_cross_encoder(folder, "test").model.state_dict() for folder in folders]
+    for name, tensor in weights[0].items():
+        assert weights[1][name].numpy() == pytest.approx(tensor.numpy(), abs=1e-4), name
+
+
+@dataclass(frozen=True)
+class DiesOnce(Objective):
+    """Counts its calls in a file and kills its process at a given one, once a checkpoint is known to the run."""
+
+    calls: str = ""
+    dies_at: int = 0
+    known: str = ""
+
+    def __call__(self, scores_QN, labels_QN, teacher_QN, mask_QN):
+        with Path(self.calls).open("a") as stream:
+            stream.write("x")
+        if Path(self.calls).stat().st_size == self.dies_at:
+            while not Path(self.known).exists() or "checkpoint_" not in Path(self.known).read_text():
+                os.sched_yield()
+            os._exit(1)
+        return super().__call__(scores_QN, labels_QN, teacher_QN, mask_QN)
+
+
+def test_a_killed_worker_continues_at_its_last_checkpoint(tmp_path):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    steps = 4
+    calls = tmp_path / "calls"
+    known = tmp_path / "runs" / "killed" / "ray" / "checkpoint_manager_snapshot.json"
+    objective = DiesOnce(0.0, 1.0, 1.0, 3.0, calls=str(calls), dies_at=steps + 2, known=str(known))
+    train = Train(epochs=2, lists=4, learning_rate=1e-3, patience=2, max_failures=1)
+    out = tmp_path / "out"
+    out.mkdir()
+    fit(run_in(tmp_path, 1), encoder_without_dropout(), plan("killed", train, objective), out)
+    assert [epoch["epoch"] for epoch in history_of(out)] == [1, 2]
+    # One epoch, two calls of the next one, and that epoch again: the first was not repeated.
+    assert calls.stat().st_size == steps + 2 + steps
+
+
+def test_a_diverged_training_ends_with_its_reason(tmp_path):
+    train = Train(epochs=1, lists=4, learning_rate=1e-3, max_failures=0)
+    objective = Objective(alpha=0.0, temperature=1.0, pointwise=float("inf"), label_max=3.0)
+    with pytest.raises(RunError, match=r"lower train\.learning_rate"):
+        fit(run_in(tmp_path, 1), encoder_without_dropout(), plan("diverged", train, objective), tmp_path)
