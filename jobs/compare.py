@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, judged_split
 from jobs.train import Trained
 from rankstill.evaluation import PRIMARY, evaluate
-from rankstill.metrics import paired_difference
+from rankstill.metrics import paired_difference, slices
 from rankstill.rankers import load_ranker, pick_device
 from rankstill.storage import write_json
 
@@ -23,7 +25,7 @@ class Compared:
 
     @property
     def report(self) -> dict[str, Any]:
-        """Metrics of each model, paired differences, retention and speed-up."""
+        """Metrics of each model, paired differences (overall and by slice), retention and speed-up."""
         return json.loads((self.folder / "report.json").read_text())
 
 
@@ -41,9 +43,12 @@ def compare(run: Run, prepared: Prepared, taught: Taught, trained: Trained) -> C
         student, teacher = reports["student"], reports["teacher"]
         report = {
             "models": reports,
-            "differences": {
-                f"student - {other}": paired_difference(tables["student"], tables[other], PRIMARY).as_dict()
-                for other in ("teacher", "bm25")
+            "differences": _differences(tables),
+            "slices": {
+                name: _differences(
+                    {role: t.filter(pl.col("query_id").is_in(ids.implode())) for role, t in tables.items()}
+                )
+                for name, ids in slices(pairs).items()
             },
             "retention": student["metrics"][PRIMARY]["value"] / teacher["metrics"][PRIMARY]["value"],
             "speed_up": student["pairs_per_second"] / teacher["pairs_per_second"],
@@ -51,3 +56,11 @@ def compare(run: Run, prepared: Prepared, taught: Taught, trained: Trained) -> C
         write_json(folder / "report.json", report)
 
     return Compared(run.step("reports", step_key(trained.key, taught.key, prepared.key), build))
+
+
+def _differences(tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
+    """Paired differences of the student to the others."""
+    return {
+        f"student - {other}": paired_difference(tables["student"], tables[other], PRIMARY).as_dict()
+        for other in ("teacher", "bm25")
+    }

@@ -10,8 +10,8 @@ from rankstill.config import Config, load_config
 DESCRIPTION = """Evaluate a model on judgements.
 
 MODEL is a registry name (shop@champion, shop/7), an artifact folder, a teacher folder, a Hugging Face name,
-or one of the baselines bm25 and random. A config is needed only where the file's columns, the item fields or
-the storage root differ from the defaults."""
+or one of the baselines bm25 and random. Without a config, items are rendered from the fields that the model was
+trained on, where it knows them (title, brand and description otherwise)."""
 
 
 def main() -> None:
@@ -23,9 +23,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     add_config_arguments(parser, required=False)
     arguments = parser.parse_intermixed_args()
-    defaults = {"data": {"sources": [{"path": arguments.judgements}]}}
-    config = load_config(arguments.config or defaults, arguments.overrides)
-    report = evaluate_file(config, arguments.model, arguments.judgements, arguments.split)
+    config = load_config(
+        arguments.config or {"data": {"sources": [{"path": arguments.judgements}]}}, arguments.overrides
+    )
+    own_fields = arguments.config is None and not any(text.startswith("data.fields") for text in arguments.overrides)
+    report = evaluate_file(config, arguments.model, arguments.judgements, arguments.split, own_fields)
     if arguments.json:
         print(json.dumps(report, indent=2))
         return
@@ -36,8 +38,12 @@ def main() -> None:
     print(f"{report['pairs_per_second']:,.0f} pairs/s, {report['parameters']:,} parameters, {report['bytes']:,} bytes")
 
 
-def evaluate_file(config: Config, model: str, judgements: str, split: str | None) -> dict[str, Any]:
-    """The report of a model on one file; column names and item fields come from the config."""
+def evaluate_file(config: Config, model: str, judgements: str, split: str | None, own_fields: bool) -> dict[str, Any]:
+    """The report of a model on one file.
+
+    Column names come from the config, and so do the item fields, unless `own_fields` asks for those that the model
+    was trained on, where it knows them.
+    """
     import polars as pl
 
     from rankstill.config import Source
@@ -46,14 +52,17 @@ def evaluate_file(config: Config, model: str, judgements: str, split: str | None
     from rankstill.evaluation import evaluate
     from rankstill.rankers import load_ranker, pick_device
 
-    known = {source.path: source for source in config.data.sources}
-    pairs = read_judgements(known.get(judgements, Source(path=judgements)), config.data)
+    root = Path(config.storage.root).expanduser().resolve()
+    ranker = load_ranker(model, "--model", root, pick_device(config.resources.device), config.labels.token_budget)
+    data = config.data
+    if own_fields and ranker.fields:
+        data = data.model_copy(update={"fields": ranker.fields})
+    known = {source.path: source for source in data.sources}
+    pairs = read_judgements(known.get(judgements, Source(path=judgements)), data)
     if split:
         pairs = pairs.filter(pl.col("split") == split)
         if pairs.is_empty():
             raise DataError(f"--split {split!r}: {judgements!r} has no query of it; choose another")
-    root = Path(config.storage.root).expanduser().resolve()
-    ranker = load_ranker(model, "--model", root, pick_device(config.resources.device), config.labels.token_budget)
     return evaluate(ranker, pairs, judgements)[0]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rankstill import bm25
 from rankstill.artifacts import is_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
+from rankstill.config import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.encoders import find_encoder
 from rankstill.registry import Registry, is_reference
@@ -29,6 +30,8 @@ class Ranker:
     parameters: int = 0
     bytes: int = 0
     """Size of the weights on disk."""
+    fields: tuple[str, ...] | None = None
+    """Item fields that it was trained on, where its folder says so."""
 
 
 def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", token_budget: int = 2048) -> Ranker:
@@ -59,7 +62,14 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
         lambda p: scorer.score(p["query"].to_list(), p["text"].to_list()).astype(np.float64),
         encoder.parameters,
         size,
+        _trained_fields(folder),
     )
+
+
+def _trained_fields(folder: Path) -> tuple[str, ...] | None:
+    """The item fields in the config that a run leaves beside what it makes."""
+    path = folder / "config.yaml"
+    return load_config(path).data.fields if path.is_file() else None
 
 
 def pick_device(wanted: str) -> str:
