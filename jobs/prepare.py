@@ -8,6 +8,7 @@ import polars as pl
 
 from jobs.run import Run
 from rankstill.data import fingerprint_data, prepare
+from rankstill.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,18 @@ def prepare_data(run: Run) -> Prepared:
     key = fingerprint_data(run.config.data)[:16]
 
     def build(folder: Path) -> None:
-        prepare(run.config.data, folder)
+        try:
+            prepare(run.config.data, folder)
+        except DataError as error:
+            kept = _keep_rejects(folder, run.root / "data" / f"{key}.rejects.jsonl")
+            raise DataError(f"{error}; all of them are in {str(kept)!r}" if kept else str(error)) from error
 
     return Prepared(key, run.step("data", key, build))
+
+
+def _keep_rejects(folder: Path, place: Path) -> Path | None:
+    """Save the rejects file of a folder that is about to go; None where nothing was rejected."""
+    rejects = folder / "rejects.jsonl"
+    if not rejects.exists() or not rejects.stat().st_size:
+        return None
+    return rejects.replace(place)

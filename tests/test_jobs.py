@@ -148,7 +148,9 @@ def test_bad_input_is_one_line_and_exit_code_2(kind, tmp_path):
     assert len(said) == 1
     assert said[0].startswith("error: ")
     assert names in said[0]
-    assert [path for path in root.rglob("*") if path.is_file() and "data" not in path.parts] == []
+    made = {path.parent.name for path in root.glob("*/*/config.yaml")}
+    assert made <= {path.name for path in root.glob("data/*")}, "what stands is whole: the data at most"
+    assert list(root.glob("partial/*")) == []
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path):
