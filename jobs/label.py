@@ -1,5 +1,6 @@
 """Score pairs with the teacher on a Ray Data actor pool and keep the scores as soft labels."""
 
+import logging
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def label_pairs(run: Run, store: LabelStore, teacher: Path, precision: str, pair
         return 0
     aside = run.root / "partial" / f"labels-{uuid.uuid4().hex[:8]}"
     try:
-        write_blocks(missing, aside / "todo", run.config.labels.block)
+        write_blocks(missing, aside / "pending", run.config.labels.block)
         with relay(run.reporter) as mailbox:
             share = run.share
             job = LabelJob(
@@ -138,7 +139,7 @@ def label_pairs(run: Run, store: LabelStore, teacher: Path, precision: str, pair
                 total=missing.height,
                 mailbox=mailbox,
             )
-            label_folder(job, aside / "todo", aside / "done", share.actors, run.config.labels.block)
+            label_folder(job, aside / "pending", aside / "done", share.actors, run.config.labels.block)
         return store.append(aside / "done")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -151,12 +152,13 @@ def write_blocks(pairs: pl.DataFrame, folder: Path, rows: int) -> None:
         block.write_parquet(folder / f"{place:06d}.parquet")
 
 
-def label_folder(job: LabelJob, todo: Path, done: Path, actors: int, block: int) -> None:
-    """Score the Parquet files of `todo` on a pool of actors and write Parquet files (schema LABELS) to `done`."""
+def label_folder(job: LabelJob, pending: Path, done: Path, actors: int, block: int) -> None:
+    """Score the Parquet files of `pending` on a pool of actors and write Parquet files (schema LABELS) to `done`."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.use_datasource_v2 = False
-    files = sorted(todo.glob("*.parquet"))
+    context.use_datasource_v2 = False  # which would make one block of many small files
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    files = sorted(pending.glob("*.parquet"))
     on_gpu = job.device == "cuda"
     pool = ray.data.ActorPoolStrategy(size=min(actors, len(files)))
     ray.data.read_parquet([str(file) for file in files], override_num_blocks=len(files)).map_batches(

@@ -7,6 +7,7 @@ model.onnx         the same model for ONNX Runtime
 
 import hashlib
 import json
+import logging
 import platform
 import warnings
 from dataclasses import dataclass
@@ -126,6 +127,7 @@ def _export_onnx(student: CrossEncoder, path: Path) -> None:
     pairs = student.tokenise(["a small query"] * 2, ["an item", "a somewhat longer item of more words"])
     model = student.model.cpu().eval()
     inputs = model_inputs(model, collate(pairs, [0, 1], pad))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that it doesn't need
     rows, length = torch.export.Dim("rows", min=1), torch.export.Dim("length", min=2)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")

@@ -58,7 +58,7 @@ def main() -> None:
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         encoder = random_cross_encoder(pairs, arguments.layers, arguments.width, Path(folder, "model"))
-        write_blocks(pairs, Path(folder, "todo"), BLOCK)
+        write_blocks(pairs, Path(folder, "pending"), BLOCK)
         connect()
         for repeat in range(arguments.repeats):
             plain = plain_rate(encoder, pairs)
@@ -98,7 +98,7 @@ def ray_rate(folder: Path, repeat: int, total: int) -> tuple[float, float]:
             total=total,
             mailbox=mailbox,
         )
-        label_folder(job, folder / "todo", folder / f"done{repeat}", share.actors, BLOCK)
+        label_folder(job, folder / "pending", folder / f"done{repeat}", share.actors, BLOCK)
         end = time.perf_counter()
     written = pl.scan_parquet(folder / f"done{repeat}" / "*.parquet").select(pl.len()).collect().item()
     assert written == total, f"{written} of {total} pairs written"
