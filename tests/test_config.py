@@ -1,3 +1,4 @@
+import operator
 from pathlib import Path
 
 import pytest
@@ -184,7 +185,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 @pytest.mark.parametrize("tree", [SHOP, FILES])
 def test_what_is_dumped_loads_to_the_same_config(tmp_path, tree):
-    config = load_config(tree, ["name=käse".replace("ä", "a"), "train.seed=4", "storage.root=/tmp/größe"])
+    config = load_config(tree, ["train.seed=4", "storage.root=/tmp/größe"])
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path) == config
@@ -204,16 +205,10 @@ def test_every_setting_is_described_once():
     assert len(keys) == len(set(keys))
     assert [key for key, _, meaning in described if len(meaning) < 10] == []
     assert {"name", "data.sources.0.path", "data.shop.items", "teacher.train.epochs", "serve.port"} <= set(keys)
-    assert dict((key, default) for key, default, _ in described)["train.patience"] == "2"
+    assert ("train.patience", "2") in [(key, default) for key, default, _ in described]
 
 
-def test_settings_described_with_a_default_have_it():
+def test_a_described_default_is_the_one_that_holds():
     config = parse_config(SHOP)
-    for key, default, _ in describe_fields():
-        value = config
-        for part in key.split("."):
-            value = None if part == "0" else getattr(value, part, None)
-            if value is None:
-                break
-        else:
-            assert repr(value) == default, key
+    described = {key: default for key, default, _ in describe_fields() if not key.startswith("data.")}
+    assert described == {key: repr(operator.attrgetter(key)(config)) for key in described}

@@ -25,6 +25,7 @@ from rankstill.storage import write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+NEEDED = ("model.safetensors", "model.onnx", "config.json", "tokenizer.json")
 ONNX_TOLERANCE = 1e-4
 
 
@@ -98,10 +99,15 @@ def load_artifact(folder: Path, field: str = "model") -> Artifact:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         known = manifest["format"] == FORMAT
+        whole = isinstance(manifest["max_length"], int) and isinstance(manifest["fields"], list)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{field}: {str(folder)!r} has no readable {MANIFEST}; export the student again") from error
     if not known:
         raise ModelError(f"{field}: {str(folder)!r} has format {manifest['format']!r}, not {FORMAT}; export it again")
+    absent = [name for name in NEEDED if name not in files]
+    if absent or not whole:
+        missing = absent[0] if absent else "a whole max_length or fields"
+        raise ModelError(f"{field}: the manifest of {str(folder)!r} lacks {missing!r}; export the student again")
     for name, expected in files.items():
         if Path(name).name != name or not (folder / name).is_file():
             raise ModelError(f"{field}: {str(folder)!r} lacks {name!r}; copy or export the artifact again")

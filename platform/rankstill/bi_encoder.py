@@ -8,6 +8,7 @@ import numpy as np
 import orjson
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -66,7 +67,7 @@ def load_bi_encoder(name: str, field: str, device: str = "cpu") -> BiEncoder:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype="float32")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{field}: {name!r} can't be loaded ({reason}); give a whole model folder") from error
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1 << 30))

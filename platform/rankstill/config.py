@@ -19,7 +19,7 @@ Auto = Literal["auto"]
 class Section(BaseModel):
     """A part of the tree: frozen, unknown keys refused, one docstring under each field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Source(Section):
@@ -273,7 +273,7 @@ def _read_tree(path: str | Path) -> dict[str, Any]:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {str(path)!r}: {error.strerror}; give a readable YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date such as 2020-13-45 is a ValueError
         raise ConfigError(f"--config {str(path)!r}: not valid YAML ({_one_line(error)}); mend the file") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"--config {str(path)!r}: holds no mapping; start from jobs/configs/shop.yaml")
@@ -294,16 +294,21 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def describe_fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Each setting as (dotted key, default, meaning), in the order of the tree."""
+def describe_fields(
+    model: type[BaseModel] = Config, prefix: str = "", given: BaseModel | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """Each setting as (dotted key, default, meaning), in the order of the tree; `given` holds a section's defaults."""
     for name, field in model.model_fields.items():
         section = _section_of(field.annotation)
+        default: Any = getattr(given, name, None)
+        if given is None and not field.is_required():
+            default = field.get_default(call_default_factory=True)
         if section is not None:
             list_mark = ".0" if typing.get_origin(field.annotation) is tuple else ""
-            yield from describe_fields(section, f"{prefix}{name}{list_mark}.")
+            own = default if isinstance(default, Section) else None
+            yield from describe_fields(section, f"{prefix}{name}{list_mark}.", own)
         else:
-            default = "" if field.is_required() else repr(field.get_default(call_default_factory=True))
-            yield f"{prefix}{name}", default, field.description or ""
+            yield f"{prefix}{name}", "" if field.is_required() else repr(default), field.description or ""
 
 
 def _section_of(annotation: Any) -> type[Section] | None:
@@ -323,7 +328,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"argument {override!r}: not of the form dotted.key=value; write e.g. train.epochs=2")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{key}={text!r}: the value is not valid YAML ({_one_line(error)}); quote it") from error
     node: Any = tree
     *parents, last = key.split(".")
@@ -350,6 +355,7 @@ def _position(items: list[Any], part: str, key: str) -> int:
 
 def _explain(location: tuple[int | str, ...], error: Any) -> str:
     """One line for the first validation error: field, value, remedy."""
+    location = _as_written(location)
     dotted = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
@@ -361,6 +367,20 @@ def _explain(location: tuple[int | str, ...], error: Any) -> str:
     value = error["input"]
     shown = "" if isinstance(value, dict) else f" has the value {value!r}"
     return f"config key {dotted or 'top level'!r}{shown}: {message[0].lower()}{message[1:]}"
+
+
+def _as_written(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A pydantic location without the names of union members, which no user wrote."""
+    section: type[Section] | None = Config
+    for place, part in enumerate(location[:-1]):
+        if isinstance(part, str):
+            field = section.model_fields.get(part) if section else None
+            if field is None:
+                return location
+            section = _section_of(field.annotation)
+            if section is None and place + 2 == len(location) and location[-1] in ("int", "literal['auto']"):
+                return location[:-1]
+    return location
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

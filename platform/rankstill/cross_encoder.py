@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -14,6 +15,7 @@ from rankstill.encoders import find_encoder
 from rankstill.errors import ModelError
 
 Ids = NDArray[np.int32]
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def load_cross_encoder(
 
     """
     folder = find_encoder(str(name), field)
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise ModelError(f"{field}: {str(name)!r} has no tokenizer (such as tokenizer.json); save it beside the model")
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -80,7 +84,7 @@ def load_cross_encoder(
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype="float32", **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{field}: {str(name)!r} can't be loaded ({reason}); give a whole model folder") from error
     finally:

@@ -17,10 +17,11 @@ from rankstill.config import Data, Source
 from rankstill.errors import DataError
 from rankstill.reading import Row, fingerprint_files, list_files, read_rows, short_name
 from rankstill.schema import ITEMS, LISTS, PAIRS, SPLITS
-from rankstill.text import digest, normalise_column, render_columns
+from rankstill.text import digest, normalise, normalise_column, render_columns
 
 CHUNK_ROWS = 50_000
 _REQUIRED = ("query", "title", "label")
+_HELD_OUT = {split: place for place, split in enumerate(SPLITS)}
 
 
 @dataclass
@@ -88,22 +89,24 @@ def read_judgements(source: Source, config: Data, rejects: Path | None = None) -
 
 
 def assemble_pairs(frame: pl.DataFrame, config: Data) -> tuple[pl.DataFrame, int]:
-    """Raw judgement rows to pairs: text, ids and splits; a pair judged more than once gets its mean label.
+    """Raw judgement rows to pairs: text, ids and splits; an item judged more than once gets its mean label.
+
+    Two items of a query that happen to have the same text stay two: they share a `pair_id`, and so a soft label.
 
     Returns the pairs and the number of rows that were merged into others.
     """
     frame = with_item_text(frame, config.fields).with_columns(normalise_column("query").str.to_lowercase())
-    pairs = frame.group_by("query", "text", maintain_order=True).agg(
-        pl.col("item_id").first(),
+    pairs = frame.group_by("query", "item_id", "text", maintain_order=True).agg(
         pl.col("label").mean(),
-        pl.col("split").drop_nulls().first(),
+        # The most held-out split of a query that has several.
+        pl.col("split").replace_strict(_HELD_OUT, default=None, return_dtype=pl.Int64).max(),
         pl.col("source").first(),
         pl.col("frequency").max(),
     )
     queries = pairs.group_by("query", maintain_order=True).agg(
         query_id=pl.first("query").map_elements(digest, return_dtype=pl.String),
         # A query that any source holds out is held out everywhere: no query is on both sides.
-        held_out=pl.col("split").replace_strict({s: i for i, s in enumerate(SPLITS)}, default=None).max(),
+        held_out=pl.col("split").max(),
     )
     drawn = [_draw_split(query_id, config) for query_id in queries["query_id"]]
     queries = queries.with_columns(
@@ -124,8 +127,15 @@ def with_pair_id(pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 def with_item_text(frame: pl.DataFrame, fields: Iterable[str]) -> pl.DataFrame:
-    """Add the rendered `text`; an item without an id is named by its text."""
+    """Add the rendered `text`; an item without an id is named by its text.
+
+    Raises:
+        DataError: none of the fields is a column, or every text would be empty.
+    """
     present = [name for name in fields if name in frame.columns]
+    if not present or (frame.height and frame.select((render_columns(present) == "").all()).item()):
+        wanted = ", ".join(fields)
+        raise DataError(f"data.fields: no item has any of {wanted}; name fields that the rows have, such as title")
     frame = frame.with_columns(text=render_columns(present))
     missing = frame["item_id"].is_null() | (frame["item_id"] == "")
     if missing.any():
@@ -199,8 +209,9 @@ def _usable(
         for name, value in values.items():
             kept[name].append(value)
     types = {"label": pl.Float64, "frequency": pl.Int64}
-    labels = [None if value is None else float(value) * source.label_scale for value in kept.pop("label")]
-    counts = [int(value) if str(value).isdigit() else None for value in kept.pop("frequency")]
+    judged = "label" in required
+    labels = [float(value) * source.label_scale if judged else None for value in kept.pop("label")]
+    counts = [_count(value) for value in kept.pop("frequency")]
     texts = {name: [None if v is None else _clean(v) for v in column] for name, column in kept.items()}
     frame = pl.DataFrame({**texts, "label": labels, "frequency": counts}, {**dict.fromkeys(texts, pl.String), **types})
     return frame.with_columns(source=pl.lit(tally.name))
@@ -209,7 +220,7 @@ def _usable(
 def _problem(values: dict[str, Any], required: tuple[str, ...]) -> str:
     """Why a row can't be used, or an empty string."""
     for name in ("query", "title"):
-        if name in required and not str(values[name] if values[name] is not None else "").strip():
+        if name in required and (values[name] is None or not normalise(str(values[name]))):
             return f"no {name}"
     if "label" in required:
         try:
@@ -221,6 +232,15 @@ def _problem(values: dict[str, Any], required: tuple[str, ...]) -> str:
     if values["split"] is not None and values["split"] not in ("", *SPLITS):
         return f"split {values['split']!r} is none of {', '.join(SPLITS)}"
     return ""
+
+
+def _count(value: Any) -> int | None:
+    """A whole number, or nothing."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def _clean(value: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -36,11 +37,12 @@ def list_files(path: str, field: str) -> list[str]:
     """
     try:
         filesystem, root = fsspec.url_to_fs(path)
-        if not filesystem.exists(root):
-            raise DataError(f"{field}: no such file or folder {path!r}; check the path")
+        there = filesystem.exists(root)
         found = sorted(filesystem.find(root)) if filesystem.isdir(root) else [root]
     except (ImportError, ValueError) as error:
         raise DataError(f"{field}: {path!r} can't be opened ({error}); install what its protocol needs") from error
+    if not there:
+        raise DataError(f"{field}: no such file or folder {path!r}; check the path")
     files = [filesystem.unstrip_protocol(name) for name in found if name.endswith(SUFFIXES)]
     if not files:
         raise DataError(f"{field}: {path!r} holds no file of a known format; use one of {', '.join(SUFFIXES)}")
@@ -48,7 +50,7 @@ def list_files(path: str, field: str) -> list[str]:
 
 
 def fingerprint_files(files: list[str]) -> str:
-    """Hash of the contents of local files, or of size and version of remote ones."""
+    """Hash of the contents of local files, or of what their store says of remote ones (size, time, tag)."""
     state = hashlib.blake2b(digest_size=16)
     for file in files:
         filesystem, name = fsspec.url_to_fs(file)
@@ -57,9 +59,7 @@ def fingerprint_files(files: list[str]) -> str:
                 while chunk := stream.read(1 << 22):
                     state.update(chunk)
         else:
-            info = filesystem.info(name)
-            version = info.get("ETag") or info.get("LastModified") or info.get("mtime")
-            state.update(f"{file}\0{info.get('size')}\0{version}\0".encode())
+            state.update(f"{file}\0{filesystem.ukey(name)}\0".encode())
     return state.hexdigest()
 
 
@@ -80,7 +80,7 @@ def read_rows(file: str) -> Iterator[Row]:
                 yield from _read_jsonl(file, stream) if name.endswith(".jsonl") else _read_csv(file, stream)
     except UnicodeDecodeError as error:
         raise DataError(f"{short_name(file)}: is not UTF-8 ({error.reason}); convert it") from error
-    except (OSError, EOFError, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise DataError(f"{short_name(file)}: can't be read ({error}); check that it is whole") from error
 
 
@@ -108,7 +108,7 @@ def _read_csv(file: str, stream: IO[str]) -> Iterator[Row]:
     delimiter = "\t" if file.removesuffix(".gz").endswith(".tsv") else ","
     csv.field_size_limit(1 << 27)
     reader = csv.reader(stream, delimiter=delimiter)
-    header = next(reader, None)
+    header = next((cells for cells in reader if cells), None)
     if header is None:
         return
     last = reader.line_num

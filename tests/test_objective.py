@@ -1,0 +1,101 @@
+from math import log
+
+import pytest
+import torch
+
+from rankstill.config import Distill
+from rankstill.objective import Objective
+
+NAN = float("nan")
+SCORES = torch.tensor([[0.0, log(3)]])
+LABELS = torch.tensor([[3.0, 0.0]])
+TEACHER = torch.tensor([[0.0, 0.0]])
+REAL = torch.tensor([[True, True]])
+# By hand, for SCORES (probabilities 1/4 and 3/4; sigmoids 1/2 and 3/4) at temperature 1:
+LISTWISE = -log(1 / 4)
+BCE = (-log(1 / 2) - log(1 / 4)) / 2
+KL = 0.5 * log(0.5 / 0.25) + 0.5 * log(0.5 / 0.75)
+
+
+def near(value: float):
+    return pytest.approx(value, rel=1e-5)
+
+
+def test_the_teachers_objective_is_listwise_plus_bce():
+    objective = Objective.judgements_only(label_max=3.0)
+    assert objective(SCORES, LABELS, TEACHER, REAL).tolist() == [near(LISTWISE + BCE)]
+
+
+@pytest.mark.parametrize(("alpha", "pointwise"), [(0.0, 0.0), (1.0, 0.0), (0.7, 0.0), (0.7, 0.5), (0.2, 2.0)])
+def test_terms_are_weighed_as_configured(alpha, pointwise):
+    objective = Objective.distilling(Distill(alpha=alpha, pointwise=pointwise, temperature=1.0), label_max=3.0)
+    expected = alpha * KL + (1 - alpha) * LISTWISE + pointwise * BCE
+    assert objective(SCORES, LABELS, TEACHER, REAL).tolist() == [near(expected)]
+
+
+def test_the_soft_term_is_multiplied_by_the_square_of_the_temperature():
+    # at T = 2 the same probabilities need doubled scores
+    objective = Objective.distilling(Distill(alpha=0.6, pointwise=0.0, temperature=2.0), label_max=3.0)
+    hard = -log(1 / 10)  # of scores 0 and 2 log 3, at no temperature: 1/10 and 9/10
+    assert objective(2 * SCORES, LABELS, TEACHER, REAL).tolist() == [near(0.6 * 4 * KL + 0.4 * hard)]
+
+
+def test_the_target_of_bce_is_the_share_of_the_largest_label():
+    objective = Objective(alpha=1.0, temperature=1.0, pointwise=1.0, label_max=4.0)
+    loss = objective(torch.tensor([[log(3)]]), torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[True]]))
+    assert loss.tolist() == [near(-(0.25 * log(3 / 4) + 0.75 * log(1 / 4)))]
+    beyond = objective(torch.tensor([[log(3)]]), torch.tensor([[9.0]]), torch.tensor([[0.0]]), torch.tensor([[True]]))
+    assert beyond.tolist() == [near(-log(3 / 4))], "a label over the largest counts as the largest"
+
+
+def test_unjudged_candidates_count_for_the_soft_part_alone():
+    scores = torch.tensor([[0.0, log(3), log(4)]])
+    mask = torch.tensor([[True, True, True]])
+    labels = torch.tensor([[3.0, 0.0, NAN]])
+    hard_only = Objective(alpha=0.0, temperature=1.0, pointwise=1.0, label_max=3.0)
+    assert hard_only(scores, labels, torch.full((1, 3), NAN), mask).tolist() == [near(LISTWISE + BCE)]
+    soft_only = Objective(alpha=1.0, temperature=1.0, pointwise=0.0, label_max=3.0)
+    teacher = torch.tensor([[0.0, 0.0, log(2)]])  # 1/4, 1/4, 2/4 against 1/8, 3/8, 4/8
+    expected = 0.25 * log(2) + 0.25 * log(2 / 3) + 0.5 * log(1)
+    assert soft_only(scores, labels, teacher, mask).tolist() == [near(expected)]
+
+
+def test_candidates_without_a_teacher_score_count_for_the_hard_part_alone():
+    scores = torch.tensor([[0.0, log(3), 7.0]])
+    teacher = torch.tensor([[0.0, 0.0, NAN]])
+    soft_only = Objective(alpha=1.0, temperature=1.0, pointwise=0.0, label_max=3.0)
+    loss = soft_only(scores, torch.tensor([[3.0, 0.0, 1.0]]), teacher, torch.tensor([[True, True, True]]))
+    assert loss.tolist() == [near(KL)]
+
+
+def test_a_list_without_judgements_or_teacher_scores_costs_nothing():
+    objective = Objective(alpha=0.5, temperature=1.0, pointwise=1.0, label_max=3.0)
+    scores = SCORES.clone().requires_grad_()
+    loss = objective(scores, torch.full((1, 2), NAN), torch.full((1, 2), NAN), REAL)
+    loss.sum().backward()
+    assert loss.tolist() == [0.0]
+    assert scores.grad.tolist() == [[0.0, 0.0]]
+
+
+def test_padding_changes_nothing_and_gets_no_gradient():
+    objective = Objective(alpha=0.5, temperature=2.0, pointwise=1.0, label_max=3.0)
+    expected = objective(SCORES, LABELS, TEACHER, REAL)
+    scores = torch.tensor([[0.0, 9.0, log(3)]]).requires_grad_()
+    loss = objective(
+        scores, torch.tensor([[3.0, NAN, 0.0]]), torch.tensor([[0.0, NAN, 0.0]]), torch.tensor([[True, False, True]])
+    )
+    assert loss.tolist() == [near(expected.item())]
+    loss.sum().backward()
+    assert scores.grad[0, 1] == 0
+    assert scores.grad.isfinite().all()
+
+
+def test_gradients_keep_their_size_across_temperatures():
+    # The gradient of T^2 KL tends to that of a squared difference as T grows, instead of vanishing as 1/T^2.
+    sizes = []
+    for temperature in (10.0, 100.0):
+        scores = SCORES.double().clone().requires_grad_()
+        Objective(1.0, temperature, 0.0, 3.0)(scores, LABELS, TEACHER.double(), REAL).sum().backward()
+        sizes.append(scores.grad.abs().max().item())
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+    assert sizes[1] == pytest.approx(log(3) / 4, rel=0.01)

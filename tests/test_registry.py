@@ -1,0 +1,103 @@
+import shutil
+
+import pytest
+
+from rankstill.errors import ModelError
+from rankstill.registry import Registry, Version, is_reference
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    """One registry for the file, since MLflow takes seconds to start; each test uses a name of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield Registry(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    """Makes folders that stand for artifacts."""
+
+    def make(name: str):
+        folder = tmp_path / name
+        folder.mkdir()
+        return folder
+
+    return make
+
+
+def test_the_first_version_is_champion_and_challenger(registry, artifact):
+    folder = artifact("a")
+    version = registry.register("first", folder, {"teacher": "f00"})
+    assert version == Version("first", 1, folder.resolve(), version.aliases)
+    assert sorted(version.aliases) == ["challenger", "champion"]
+    assert str(version) == "first/1"
+
+
+def test_a_later_version_challenges_the_champion(registry, artifact):
+    one, two = artifact("one"), artifact("two")
+    registry.register("later", one, {})
+    assert registry.register("later", two, {}).number == 2
+    assert registry.resolve("later@champion", "model").number == 1
+    assert registry.resolve("later@challenger", "model").folder == two.resolve()
+    assert registry.resolve("later/1", "model").folder == one.resolve()
+    assert registry.resolve("later/1", "model").aliases == ("champion",)
+    assert registry.resolve("later/2", "model").aliases == ("challenger",)
+
+
+def test_an_artifact_that_is_registered_again_keeps_its_version(registry, artifact):
+    one, two = artifact("one"), artifact("two")
+    registry.register("again", one, {})
+    registry.register("again", two, {})
+    assert registry.register("again", one, {}).number == 1
+    assert registry.resolve("again@challenger", "model").number == 1
+    with pytest.raises(ModelError):
+        registry.resolve("again/3", "model")
+
+
+def test_the_same_artifact_may_have_two_names(registry, artifact):
+    folder = artifact("a")
+    registry.register("name-one", folder, {})
+    registry.register("name-two", artifact("b"), {})
+    assert registry.register("name-two", folder, {}).number == 2
+
+
+def test_a_second_registry_on_the_same_storage_sees_the_same(registry, artifact, monkeypatch):
+    registry.register("shared", artifact("a"), {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    assert Registry(artifact("elsewhere")).resolve("shared@champion", "model").number == 1
+
+
+@pytest.mark.parametrize("reference", ["nobody@champion", "nobody/1", "known@nothing", "known/9", "known/0", "known/x"])
+def test_what_is_not_registered_is_named_with_what_is(registry, artifact, reference):
+    registry.register("known", artifact("a"), {})
+    with pytest.raises(ModelError) as caught:
+        registry.resolve(reference, "serve.model")
+    message = str(caught.value)
+    assert message.startswith("serve.model: ")
+    assert repr(reference) in message
+    assert "known" in message.partition("it has")[2]
+    assert "\n" not in message
+
+
+def test_a_version_whose_files_are_gone_is_named(registry, artifact):
+    folder = artifact("a")
+    registry.register("gone", folder, {})
+    shutil.rmtree(folder)
+    with pytest.raises(ModelError, match=r"model: the files of 'gone@champion' are gone"):
+        registry.resolve("gone@champion", "model")
+
+
+def test_an_artifact_in_a_folder_with_blanks(registry, artifact):
+    folder = artifact("my shop #1 %20 größe")
+    assert registry.register("blanks", folder, {}).folder == folder.resolve()
+
+
+@pytest.mark.parametrize("text", ["shop@champion", "shop/7", "a.b-c_d/12"])
+def test_references(text):
+    assert is_reference(text)
+
+
+@pytest.mark.parametrize("text", ["shop", "shop/x", "a/b/7", "/7", "bm25", "cross-encoder/ms-marco", "dir@x/model", ""])
+def test_what_is_no_reference(text):
+    assert not is_reference(text)
