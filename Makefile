@@ -11,7 +11,7 @@ demo: .venv/.demo
 	$(BIN)/python -m jobs.demo --config jobs/configs/demo.yaml
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -111,7 +111,7 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
             found = unlabelled_pairs(train, prepared.items, config.labels.candidates)
             train = pl.concat([train, with_pair_id(found)], how="diagonal")
         label_pairs(run, store, taught.folder, precision, pl.concat([train, valid]))
-        labels = store.scan().select("pair_id", "score").collect()
+        labels = store.scan().select("pair_id", "score").unique("pair_id").collect()
         for split, pairs in (("train", train), ("valid", valid)):
             pq.write_table(build_lists(pairs, labels), folder / f"{split}.parquet")
         write_json(folder / "labels.json", {"fingerprint": print_, "files": [str(file) for file in store.files()]})

@@ -253,12 +253,12 @@ def test_the_same_pair_in_two_splits_is_held_out(tmp_path, order):
     assert pair["split"] == "test"
 
 
-def test_a_pair_judged_twice_gets_its_mean_label(tmp_path):
+def test_an_item_judged_twice_gets_its_mean_label(tmp_path):
     rows = [
         judgement("drill", 1, 3, frequency=2),
         judgement("lamp", 1, 1),
         judgement("DRILL ", 1, 0, frequency=9),
-        {**judgement("drill", 1, 3), "title": "thing  1\n", "item_id": "another id"},
+        {**judgement("drill", 1, 3), "title": "thing  1\n"},
     ]
     folder = tmp_path / "out"
     folder.mkdir()
@@ -269,6 +269,18 @@ def test_a_pair_judged_twice_gets_its_mean_label(tmp_path):
         ("lamp", "i1", 1.0, None),
     ]
     assert (summary["pairs"], summary["merged"], summary["items"]) == (2, 2, 1)
+
+
+def test_items_of_the_same_text_stay_apart_but_share_a_soft_label(tmp_path):
+    rows = [judgement("drill", 1, 3), {**judgement("drill", 2, 0), "title": "thing 1"}]
+    summary = prepare(data_config(write_jsonl(tmp_path / "a.jsonl", rows)), tmp_path)
+    pairs = pl.read_parquet(tmp_path / "pairs.parquet")
+    assert pairs.select("item_id", "label").rows() == [("i1", 3.0), ("i2", 0.0)]
+    assert pairs["pair_id"].n_unique() == 1
+    assert summary["items"] == 1
+    labels = pl.DataFrame({"pair_id": pairs["pair_id"][:1], "score": [0.5]})
+    (built,) = build_lists(pairs, labels).to_pylist()
+    assert [(item["item_id"], item["score"]) for item in built["items"]] == [("i1", 0.5), ("i2", 0.5)]
 
 
 def test_an_item_without_an_id_is_named_by_its_text(tmp_path):
@@ -302,24 +314,19 @@ def test_a_column_called_label_in_a_file_of_items_is_of_no_interest(tmp_path, la
 
 
 @pytest.mark.parametrize(
-    ("value", "kept"), [(7, 7), ("12", 12), ("", None), (None, None), ("often", None), ("²", None), (5.0, 5)]
+    ("value", "kept"),
+    [(7, 7), ("12", 12), ("", None), (None, None), ("often", None), ("²", None), (5.0, 5), (1e30, None)],
 )
 def test_a_frequency_is_a_whole_number_or_unknown(tmp_path, value, kept):
     path = write_jsonl(tmp_path / "a.jsonl", [judgement("drill", 1, 1, frequency=value)])
     assert prepared(data_config(path), tmp_path)["frequency"].to_list() == [kept]
 
 
-def test_fields_that_no_row_has_leave_an_empty_text(tmp_path):
+def test_fields_that_no_item_has_are_named(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [judgement("drill", 1, 1)])
-    assert prepared(data_config(path, fields=("colour",)), tmp_path)["text"].to_list() == [""]
-
-
-def test_a_shop_without_the_wanted_fields_is_refused_or_empty_but_never_crashes(tmp_path):
-    config = Data(shop=Shop(items=50, queries=5, candidates=5), fields=("colour",))
-    try:
-        assert set(prepared(config, tmp_path)["text"]) == {""}
-    except DataError as error:
-        assert "colour" in str(error)
+    assert "data.fields" in refusal(data_config(path, fields=("colour", "size")), tmp_path)
+    shop = Data(shop=Shop(items=50, queries=5, candidates=5), fields=("colour", "size"))
+    assert "colour, size" in refusal(shop, tmp_path)
 
 
 def test_a_shop_stands_in_for_files(tmp_path):

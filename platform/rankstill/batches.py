@@ -88,12 +88,12 @@ def plan_epoch(lists: TokenisedLists, train: Train, epoch: int, workers: int) ->
         )
     lengths = lists.tokens.lengths_B
     longest = np.array([lengths[rows].max() for rows in parts])
-    order = generator.permutation(len(parts))
+    order = generator.permutation(len(parts))[: len(parts) // size * size]
     steps = []
     for start in range(0, len(order), size * WINDOW_STEPS):
         window = order[start : start + size * WINDOW_STEPS]
         window = window[np.argsort(longest[window], kind="stable")]
-        steps += [window[place : place + size] for place in range(0, len(window) - size + 1, size)]
+        steps += [window[place : place + size] for place in range(0, len(window), size)]
     return [[parts[number] for number in steps[place]] for place in generator.permutation(len(steps))]
 
 

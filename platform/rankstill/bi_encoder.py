@@ -65,8 +65,10 @@ def load_bi_encoder(name: str, field: str, device: str = "cpu") -> BiEncoder:
     """
     folder = find_encoder(name, field)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype="float32")
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype="float32"
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{field}: {name!r} can't be loaded ({reason}); give a whole model folder") from error

@@ -70,6 +70,8 @@ class Data(Section):
     def _one_origin(self) -> "Data":
         if bool(self.sources) == (self.shop is not None):
             raise ValueError("give either sources (your files) or shop (a generated one), not both or neither")
+        if reserved := {"query", "label", "split", "frequency"} & set(self.fields):
+            raise ValueError(f"fields has {min(reserved)!r}, which describes no item; name item fields such as title")
         if self.test + self.valid >= 1:
             raise ValueError(f"test + valid is {self.test + self.valid:g}; leave some queries to train on")
         return self
@@ -336,7 +338,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if isinstance(node, list):
             node = node[_position(node, part, key)]
         else:
-            if node.get(part) is None:
+            if node.get(part) in (None, "auto"):  # as in `resources: auto`
                 node[part] = {}
             node = node[part]
         if not isinstance(node, dict | list):

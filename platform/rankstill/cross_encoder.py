@@ -15,7 +15,14 @@ from rankstill.encoders import find_encoder
 from rankstill.errors import ModelError
 
 Ids = NDArray[np.int32]
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,8 @@ def load_cross_encoder(
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        options = {"num_labels": 1} if fresh_head else {}
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        options = {"trust_remote_code": False, **({"num_labels": 1} if fresh_head else {})}
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype="float32", **options
         )

@@ -170,7 +170,7 @@ def _read_sources(
     for number, source in enumerate(getattr(config, kind)):
         where = label or f"data.{kind}.{number}.path"
         files = list_files(source.path, where)
-        tally = Tally(source.name or short_name(files[0]).split(".")[0])
+        tally = Tally(source.name or short_name(source.path.rstrip("/")).split(".")[0])
         rows = itertools.chain.from_iterable(read_rows(file) for file in files)
         required = _REQUIRED if kind == "sources" else ("title",)
         frames += [_usable(chunk, source, required, config.fields, tally, rejects) for chunk in _chunks(rows)]
@@ -240,7 +240,7 @@ def _count(value: Any) -> int | None:
         number = float(value)
     except (TypeError, ValueError):
         return None
-    return int(number) if number.is_integer() else None
+    return int(number) if number.is_integer() and 0 <= number < 2**63 else None
 
 
 def _clean(value: Any) -> str | None:

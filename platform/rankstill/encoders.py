@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from rankstill.errors import ModelError
 
 WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _PROBE_SECONDS = 3.0
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,20 @@ def find_encoder(name: str, field: str) -> Path:
 
 
 def random_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A word-piece tokenizer learnt from texts, in BERT's pair format; the same texts give the same one."""
-    trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=1, show_progress=False)
+    """A word-piece tokenizer in BERT's pair format; the same texts give the same one.
+
+    Its pieces are the texts' letters and, as far as `vocabulary` goes, their most frequent words. (The trainer of
+    the tokenizers library breaks ties by the order of a hash map, so that no two of its vocabularies are equal.)
+    """
+    plain = BertWordPieceTokenizer(lowercase=True)._tokenizer
+    words = Counter(
+        word for text in texts for word, _ in plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text))
+    )
+    letters = sorted({letter for word in words for letter in word})
+    frequent = sorted(words, key=lambda word: (-words[word], word))
+    pieces = dict.fromkeys([*_SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *frequent])
+    known = {piece: number for number, piece in enumerate(list(pieces)[:vocabulary])}
+    trained = BertWordPieceTokenizer(known, lowercase=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=_with_pair_format(trained),
         model_max_length=max_length,
@@ -121,8 +134,13 @@ def _packaged_folder(packaged: PackagedEncoder) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    with (folder / "model.safetensors").open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with (folder / "model.safetensors").open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(
+            f"package {packaged.package!r}: its weights can't be read ({error.strerror}); reinstall the package"
+        ) from error
     if found != packaged.sha256:
         raise ModelError(
             f"package {packaged.package!r}: sha256 of its weights is {found}, expected {packaged.sha256};"

@@ -7,6 +7,7 @@ from typing import Any, Self, TextIO
 
 import orjson
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from rankstill.schema import ProgressEvent
@@ -50,7 +51,7 @@ class Reporter:
         """Something happened once."""
         if self._bars:
             details = ", ".join(f"{key} {value}" for key, value in fields.items())
-            self._bars.console.print(f"[bold]{name}[/bold] {details}", highlight=False)
+            self._bars.console.print(f"[bold]{escape(name)}[/bold] {escape(details)}", highlight=False)
         else:
             self._line({"event": name, **fields})
 
