@@ -29,8 +29,11 @@ from rankstill.scoring import torch_scorer
 from rankstill.storage import write_json
 from rankstill.teachers.cross_encoder import fingerprint
 
-ACTOR_SHARE = 0.75
-"""CPUs that Ray counts for a labelling actor per thread of it: the rest lets reads and writes run beside it."""
+ACTOR_SHARE = 0.5
+"""CPUs that Ray counts for a labelling actor per thread of it. Were it 1, actors would hold every CPU of a small
+cluster, and no task could read what they wait for."""
+IO_CPUS = 0.1
+"""CPUs that Ray counts for a read or write task."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,9 @@ def label_folder(job: LabelJob, pending: Path, done: Path, actors: int, block: i
     files = sorted(pending.glob("*.parquet"))
     on_gpu = job.device == "cuda"
     pool = ray.data.ActorPoolStrategy(size=min(actors, len(files)))
-    ray.data.read_parquet([str(file) for file in files], override_num_blocks=len(files)).map_batches(
+    ray.data.read_parquet(
+        [str(file) for file in files], override_num_blocks=len(files), ray_remote_args={"num_cpus": IO_CPUS}
+    ).map_batches(
         LabelActor,
         fn_constructor_args=(job,),
         batch_format="pyarrow",
@@ -169,7 +174,7 @@ def label_folder(job: LabelJob, pending: Path, done: Path, actors: int, block: i
         compute=pool,
         num_gpus=1 if on_gpu else 0,
         num_cpus=ACTOR_SHARE * (1 if on_gpu else job.threads),
-    ).write_parquet(str(done), ray_remote_args={"num_cpus": 0.1})
+    ).write_parquet(str(done), ray_remote_args={"num_cpus": IO_CPUS})
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     root = tmp_path_factory.mktemp("tiny")
-    return load_config(TINY, [f"storage.root={root}", "train.epochs=1", "teacher.train.epochs=1"])
+    return load_config(TINY, [f"storage.root={root}", "train.epochs=1", "teacher.train.epochs=1", "labels.block=64"])
 
 
 @pytest.fixture(scope="module")
