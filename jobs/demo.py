@@ -12,7 +12,8 @@ import httpx
 
 from jobs.pipeline import print_made, run_until
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
-from rankstill.config import Config, load_config
+from rankstill.config import Config
+from rankstill.configfile import load_config
 from rankstill.errors import RunError
 
 START_SECONDS = 180.0

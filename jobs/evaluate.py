@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
-from rankstill.config import Config, load_config
+from rankstill.config import Config
+from rankstill.configfile import load_config
 
 DESCRIPTION = """Evaluate a model on judgements.
 

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from rankstill.cluster import Share, connect, share_of
-from rankstill.config import Config, dump_config
+from rankstill.config import Config
+from rankstill.configfile import dump_config
 from rankstill.progress import Reporter
 from rankstill.text import digest
 

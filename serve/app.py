@@ -17,7 +17,8 @@ from ray import serve
 from rankstill.artifacts import load_artifact
 from rankstill.cli import add_config_arguments, make_parser, run_command
 from rankstill.cluster import connect
-from rankstill.config import Serve, load_config
+from rankstill.config import Serve
+from rankstill.configfile import load_config
 from rankstill.errors import AddressError
 from rankstill.progress import Reporter
 from rankstill.registry import Registry, is_reference

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rankstill.config import describe_fields, dump_config, load_config, parse_config
+from rankstill.configfile import describe_fields, dump_config, load_config, parse_config
 from rankstill.errors import ConfigError
 
 SHIPPED = sorted(Path(__file__).parent.parent.joinpath("jobs", "configs").glob("*.yaml"))

@@ -11,7 +11,8 @@ import pytest
 
 from jobs.pipeline import run_until
 from rankstill.artifacts import load_artifact
-from rankstill.config import Config, load_config
+from rankstill.config import Config
+from rankstill.configfile import load_config
 from rankstill.labels import LabelStore
 from rankstill.registry import Registry
 

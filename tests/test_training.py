@@ -12,7 +12,8 @@ import ray
 
 from jobs.fit import Fit, fit
 from jobs.run import Run
-from rankstill.config import RandomModel, Train, parse_config
+from rankstill.config import RandomModel, Train
+from rankstill.configfile import parse_config
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.data import build_lists
 from rankstill.encoders import random_model, random_tokenizer

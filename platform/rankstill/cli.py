@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from rankstill.config import describe_fields
+from rankstill.configfile import describe_fields
 from rankstill.errors import RankstillError
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rankstill import bm25
 from rankstill.artifacts import is_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
-from rankstill.config import load_config
+from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.encoders import find_encoder
 from rankstill.registry import Registry, is_reference
