@@ -59,7 +59,8 @@ def evaluate_file(config: Config, model: str, judgements: str, split: str | None
     if own_fields and ranker.fields:
         data = data.model_copy(update={"fields": ranker.fields})
     known = {source.path: source for source in data.sources}
-    pairs = read_judgements(known.get(judgements, Source(path=judgements)), data)
+    columns = data.sources[0].columns if data.sources else {}
+    pairs = read_judgements(known.get(judgements, Source(path=judgements, columns=columns)), data)
     if split:
         pairs = pairs.filter(pl.col("split") == split)
         if pairs.is_empty():

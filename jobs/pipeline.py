@@ -53,12 +53,17 @@ def run_until(config: Config, verb: str = "pipeline") -> Made:
     from jobs.label import label
     from jobs.prepare import prepare_data
     from jobs.run import Run
-    from jobs.teach import teach
+    from jobs.teach import judged_split, teach
+    from jobs.train import student_identity
     from rankstill.progress import Reporter
+    from rankstill.schema import SPLITS
 
     with Reporter() as reporter:
         run = Run(config, reporter)
         prepared = prepare_data(run)
+        for split in SPLITS:  # what a later step would refuse is refused before hours of work
+            judged_split(prepared.pairs, split)
+        student_identity(config.student)
         taught = teach(run, prepared)
         places = {"data": str(prepared.folder), "teacher": str(taught.folder)}
         if verb == "teach":

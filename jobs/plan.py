@@ -7,6 +7,7 @@ import polars as pl
 
 from jobs.prepare import Prepared
 from jobs.teach import judged_split, label_max, teacher_key
+from jobs.train import student_identity
 from rankstill.config import Config, Train
 from rankstill.data import fingerprint_data, prepare
 
@@ -25,6 +26,7 @@ def plan_rows(config: Config) -> list[list[str]]:
         pairs = Prepared(key, Path(aside)).pairs
     train, valid, test = (judged_split(pairs, split) for split in ("train", "valid", "test"))
     label_max(train)
+    student_identity(config.student)
     teacher = root / "teachers" / teacher_key(config.teacher, key)
     unlabelled = config.labels.candidates * train["query_id"].n_unique()
     rejected = sum(source["rejected"] for source in summary["sources"])

@@ -13,6 +13,7 @@ from rankstill.cluster import Share, connect, share_of
 from rankstill.config import Config
 from rankstill.configfile import dump_config
 from rankstill.progress import Reporter
+from rankstill.storage import make_root
 from rankstill.text import digest
 
 
@@ -25,8 +26,8 @@ class Run:
 
     @cached_property
     def root(self) -> Path:
-        """Storage root, absolute."""
-        return Path(self.config.storage.root).expanduser().resolve()
+        """Storage root, absolute, there and writable."""
+        return make_root(self.config.storage.root)
 
     @cached_property
     def share(self) -> Share:

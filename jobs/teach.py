@@ -65,14 +65,18 @@ def judged_split(pairs: pl.DataFrame, split: str) -> pl.DataFrame:
     """The pairs of one split.
 
     Raises:
-        DataError: the split is empty.
-
+        DataError: the split is empty, or measures nothing because all labels of each of its queries are equal.
     """
     part = pairs.filter(pl.col("split") == split)
     if part.is_empty():
         raise DataError(
             f"data: no query fell into the {split!r} split; give more queries, or set split in the rows or"
             " data.valid and data.test"
+        )
+    if split != "train" and part.group_by("query_id").agg(pl.col("label").n_unique())["label"].max() == 1:
+        raise DataError(
+            f"data: all labels of each query of the {split!r} split are equal, so that it can't tell rankings apart;"
+            " give more queries, or judgements that differ"
         )
     return part
 

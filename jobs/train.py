@@ -10,6 +10,7 @@ from jobs.label import Labelled
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, label_max
+from rankstill.config import Student
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.objective import Objective
 from rankstill.students.cross import make_student
@@ -24,13 +25,17 @@ class Trained:
     folder: Path
 
 
+def student_identity(config: Student) -> str:
+    """What the student starts from; its weights' hash where these are its own."""
+    own = config.init not in ("teacher", "random")
+    return model_identity(config.init, "student.init") if own else config.init
+
+
 def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> Trained:
     """The student of a run."""
     config = run.config
-    own = config.student.init not in ("teacher", "random")
-    identity = model_identity(config.student.init, "student.init") if own else config.student.init
     settings = config.model_dump(include={"student", "distill", "train"}, exclude={"train": {"max_failures"}})
-    key = step_key(labelled.key, identity, settings)
+    key = step_key(labelled.key, student_identity(config.student), settings)
 
     def build(folder: Path) -> None:
         teacher = load_cross_encoder(taught.folder, "teacher")

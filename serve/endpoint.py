@@ -14,7 +14,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from rankstill.text import render_item
+from rankstill.text import encodable, normalise, render_item
 from serve.api import Document, Problem, RerankAnswer, RerankV1, RerankV2
 from serve.body import BoundedBody
 from serve.ranker import ScoreRequest, Scores
@@ -100,7 +100,7 @@ class Endpoint:
     ) -> JSONResponse:
         self._check(body)
         texts = [self._text(document, rank_fields) for document in body.documents]
-        scores = await self._score(ScoreRequest(body.query, texts, body.max_tokens_per_doc))
+        scores = await self._score(ScoreRequest(encodable(body.query), texts, body.max_tokens_per_doc))
         best = np.argsort(-scores.relevance_N, kind="stable")[: body.top_n]
         results: list[dict[str, Any]] = [
             {"index": int(place), "relevance_score": float(scores.relevance_N[place])} for place in best
@@ -109,22 +109,25 @@ class Endpoint:
             for result in results:
                 document = body.documents[result["index"]]
                 result["document"] = {"text": document} if isinstance(document, str) else document
-        return JSONResponse(
-            {
-                "id": str(uuid.uuid4()),
-                "model": self._settings.version,
-                "results": results,
-                "usage": {"total_tokens": scores.tokens},
-                "meta": {"api_version": {"version": protocol}, "billed_units": {"search_units": 1}},
-                "truncated": scores.truncated,
-            }
-        )
+        answer = {
+            "id": str(uuid.uuid4()),
+            "model": self._settings.version,
+            "results": results,
+            "usage": {"total_tokens": scores.tokens},
+            "meta": {"api_version": {"version": protocol}, "billed_units": {"search_units": 1}},
+            "truncated": scores.truncated,
+        }
+        try:
+            return JSONResponse(answer)
+        except (ValueError, RecursionError) as error:
+            message = "documents can't be returned: they hold NaN, infinity, half a character or too deep nesting"
+            raise HTTPException(422, message) from error
 
     def _check(self, body: RerankV1 | RerankV2) -> None:
         settings = self._settings
         if body.model and body.model not in (settings.version, *settings.aliases):
             raise HTTPException(404, f"model {body.model!r} is not served here; ask for {settings.version!r}")
-        if not body.query.strip():
+        if not normalise(body.query):
             raise HTTPException(400, "query is empty; give at least one word")
         if not body.documents:
             raise HTTPException(400, "documents is empty; give at least one")
@@ -134,9 +137,9 @@ class Endpoint:
 
     def _text(self, document: Document, rank_fields: list[str] | None) -> str:
         if isinstance(document, str):
-            return document
+            return encodable(document)
         fields = rank_fields or (["text"] if "text" in document else self._settings.fields)
-        return render_item(document, fields)
+        return encodable(render_item(document, fields))
 
     async def _score(self, request: ScoreRequest) -> Scores:
         try:

@@ -429,3 +429,10 @@ def test_assembling_counts_merged_rows():
     pairs, merged = assemble_pairs(frame, Data(shop=Shop()))
     assert (pairs.height, merged) == (2, 1)
     assert pairs.columns == PAIRS.names
+
+
+def test_a_label_whose_gain_would_overflow_is_rejected_after_scaling(tmp_path):
+    rows = [judgement("drill", number, 3) for number in range(5)]
+    source = Source(path=str(write_jsonl(tmp_path / "a.jsonl", rows)), label_scale=20.0)
+    with pytest.raises(DataError, match="over 30"):
+        prepare(Data(sources=(source,)), tmp_path)

@@ -52,7 +52,7 @@ def test_scores_are_those_of_one_pair_at_a_time(encoder, scorer):
             expected.append(encoder.model(**inputs).logits.item())
     scores = scorer.score(queries, texts)
     assert scores.dtype == np.float32
-    assert scores.std() > 0.1, "scores that hardly differ would prove nothing"
+    assert scores.std() > 0.05, "scores that hardly differ would prove nothing"
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 

@@ -162,3 +162,26 @@ def test_a_port_in_use_is_refused():
 def test_a_model_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ModelError, match="manifest"):
         build(BuildArguments(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (rb'{"query": "a", "documents": [{"title": "x", "price": 1e999}], "return_documents": true}', 422),
+        (rb'{"query": "a", "documents": [{"title": "x", "half": "\ud800"}], "return_documents": true}', 422),
+        (rb'{"query": "a\ud800", "documents": ["\ud800", "x"]}', 200),
+        (rb'{"query": "\u0000", "documents": ["x"]}', 400),
+    ],
+)
+def test_legal_json_of_odd_content_is_never_a_server_error(url, body, status):
+    response = httpx.post(f"{url}/v1/rerank", content=body, headers={"content-type": "application/json"}, timeout=30)
+    assert response.status_code == status, response.text
+
+
+def test_an_endless_query_costs_no_endless_time(artifact):
+    """What lies beyond the reach of the student's tokens does not change its answer."""
+    scorer = load_artifact(artifact).scorer()
+    endless = "red drill " * 20_000
+    pairs = scorer.tokenise([endless], ["lamp"])
+    assert len(pairs.input_ids[0]) == scorer.max_length
+    assert scorer.score([endless], ["lamp"]) == pytest.approx(scorer.score(["red drill " * 200], ["lamp"]))

@@ -99,7 +99,8 @@ def load_artifact(folder: Path, field: str = "model") -> Artifact:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         known = manifest["format"] == FORMAT
-        whole = isinstance(manifest["max_length"], int) and isinstance(manifest["fields"], list)
+        length, fields = manifest["max_length"], manifest["fields"]
+        whole = isinstance(length, int) and length > 0 and isinstance(fields, list) and fields != []
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{field}: {str(folder)!r} has no readable {MANIFEST}; export the student again") from error
     if not known:

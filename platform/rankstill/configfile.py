@@ -108,7 +108,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _position(items: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not (part.isascii() and part.isdecimal()) or int(part) >= len(items):
         raise ConfigError(f"{key}: {part!r} is no position in a list of {len(items)}; count from 0")
     return int(part)
 

@@ -15,6 +15,8 @@ from rankstill.encoders import find_encoder
 from rankstill.errors import ModelError
 
 Ids = NDArray[np.int32]
+LONGEST_TOKEN = 32
+"""Characters that one token stands for, at most; longer ones are left out of account."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -113,10 +115,14 @@ def load_cross_encoder(
 def tokenise_pairs(
     tokenizer: PreTrainedTokenizerFast, queries: Sequence[str], texts: Sequence[str], max_length: int
 ) -> TokenisedPairs:
-    """Token ids of pairs in one batched call."""
+    """Token ids of pairs in one batched call.
+
+    What lies further behind than any token reaches is cut before, so that an endless text costs no endless time.
+    """
+    reach = max_length * LONGEST_TOKEN
     encoded = tokenizer(
-        list(queries),
-        list(texts),
+        [query[:reach] for query in queries],
+        [text[:reach] for text in texts],
         truncation="longest_first",
         max_length=max_length,
         return_token_type_ids=True,

@@ -17,9 +17,11 @@ from rankstill.config import Data, Source
 from rankstill.errors import DataError
 from rankstill.reading import Row, fingerprint_files, list_files, read_rows, short_name
 from rankstill.schema import ITEMS, LISTS, PAIRS, SPLITS
-from rankstill.text import digest, normalise, normalise_column, render_columns
+from rankstill.text import digest, encodable, normalise, normalise_column, render_columns
 
 CHUNK_ROWS = 50_000
+LABEL_LIMIT = 30.0
+"""Largest label: nDCG's gain is 2^label - 1, and float32 losses have to hold its sums."""
 _REQUIRED = ("query", "title", "label")
 _HELD_OUT = {split: place for place, split in enumerate(SPLITS)}
 
@@ -199,7 +201,7 @@ def _usable(
         tally.rows += 1
         tally.columns.update(row.values)
         values = {name: row.values.get(source.columns.get(name, name)) for name in names}
-        problem = row.problem or _problem(values, required)
+        problem = row.problem or _problem(values, required, source.label_scale)
         if problem:
             tally.rejected += 1
             tally.first_reason = tally.first_reason or f"{short_name(row.file)} line {row.line}: {problem}"
@@ -217,18 +219,22 @@ def _usable(
     return frame.with_columns(source=pl.lit(tally.name))
 
 
-def _problem(values: dict[str, Any], required: tuple[str, ...]) -> str:
+def _problem(values: dict[str, Any], required: tuple[str, ...], label_scale: float) -> str:
     """Why a row can't be used, or an empty string."""
     for name in ("query", "title"):
         if name in required and (values[name] is None or not normalise(str(values[name]))):
             return f"no {name}"
     if "label" in required:
         try:
-            label = float(values["label"])
+            label = float(values["label"]) * label_scale
         except (TypeError, ValueError):
             return f"label {values['label']!r} is not a number"
         if not (math.isfinite(label) and label >= 0):
             return f"label {values['label']!r} is not a finite number of 0 or more"
+        if label > LABEL_LIMIT:
+            return (
+                f"label {values['label']!r} (scaled: {label:g}) is over {LABEL_LIMIT:g}, where gains 2^label overflow"
+            )
     if values["split"] is not None and values["split"] not in ("", *SPLITS):
         return f"split {values['split']!r} is none of {', '.join(SPLITS)}"
     return ""
@@ -245,7 +251,7 @@ def _count(value: Any) -> int | None:
 
 def _clean(value: Any) -> str | None:
     """A cell as text that UTF-8 can hold; an empty one is missing."""
-    return str(value).encode("utf-8", "replace").decode() or None
+    return encodable(str(value)) or None
 
 
 def _check_tally(tally: Tally, source: Source, required: tuple[str, ...], limit: float, where: str) -> None:

@@ -15,6 +15,7 @@ from rankstill.bi_encoder import load_bi_encoder
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.encoders import find_encoder
+from rankstill.errors import ConfigError
 from rankstill.registry import Registry, is_reference
 from rankstill.scoring import torch_scorer
 
@@ -73,5 +74,11 @@ def _trained_fields(folder: Path) -> tuple[str, ...] | None:
 
 
 def pick_device(wanted: str) -> str:
-    """Resolve "auto" to the device that this process has."""
+    """Resolve "auto" to the device that this process has.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("resources.device is 'cuda' but this machine has no GPU; use auto or cpu")
     return wanted if wanted != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")

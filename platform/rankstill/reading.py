@@ -39,8 +39,10 @@ def list_files(path: str, field: str) -> list[str]:
         filesystem, root = fsspec.url_to_fs(path)
         there = filesystem.exists(root)
         found = sorted(filesystem.find(root)) if filesystem.isdir(root) else [root]
-    except (ImportError, ValueError) as error:
-        raise DataError(f"{field}: {path!r} can't be opened ({error}); install what its protocol needs") from error
+    except (ImportError, OSError, ValueError) as error:
+        raise DataError(
+            f"{field}: {path!r} can't be opened ({error}); check the address, and install what its protocol needs"
+        ) from error
     if not there:
         raise DataError(f"{field}: no such file or folder {path!r}; check the path")
     files = [filesystem.unstrip_protocol(name) for name in found if name.endswith(SUFFIXES)]

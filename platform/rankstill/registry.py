@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankstill.errors import ModelError
+from rankstill.storage import make_root
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
@@ -83,8 +84,8 @@ class Registry:
 
     @staticmethod
     def _local(root: Path) -> str:
-        folder = (root / "registry").resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_root(root) / "registry"
+        folder.mkdir(exist_ok=True)
         return f"sqlite:///{folder / 'mlflow.db'}"
 
 

@@ -2,9 +2,30 @@
 
 import json
 import os
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
+
+from rankstill.errors import ConfigError
+
+
+def make_root(root: str | Path) -> Path:
+    """The storage root as an absolute folder that exists and can be written.
+
+    Raises:
+        ConfigError: it can't be.
+    """
+    folder = Path(root).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"storage.root={str(root)!r} can't be written ({error.strerror}); give a folder that can"
+        ) from error
+    return folder
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,6 +19,11 @@ def normalise(text: str) -> str:
     return _BLANK_RUN.sub(" ", unicodedata.normalize("NFKC", text)).strip(" ")
 
 
+def encodable(text: str) -> str:
+    """The text with what UTF-8 can't hold (half of a surrogate pair) replaced by question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def normalise_query(query: str) -> str:
     """`normalise`, in lower case: what a shopper types differs in case but not in meaning."""
     return normalise(query).lower()
