@@ -164,9 +164,7 @@ def label_folder(job: LabelJob, pending: Path, done: Path, actors: int, block: i
     files = sorted(pending.glob("*.parquet"))
     on_gpu = job.device == "cuda"
     pool = ray.data.ActorPoolStrategy(size=min(actors, len(files)))
-    ray.data.read_parquet(
-        [str(file) for file in files], override_num_blocks=len(files), ray_remote_args={"num_cpus": IO_CPUS}
-    ).map_batches(
+    ray.data.read_parquet([str(file) for file in files], override_num_blocks=len(files), num_cpus=IO_CPUS).map_batches(
         LabelActor,
         fn_constructor_args=(job,),
         batch_format="pyarrow",
