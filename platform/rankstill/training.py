@@ -3,9 +3,11 @@
 Ray Train starts one `train_worker` a worker; every rank runs the same code on CPU (gloo) and GPU (NCCL).
 """
 
+import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
+from torch.utils import cpp_extension
 
 from rankstill.batches import ListBatch, TokenisedLists, collate_lists, plan_epoch, read_lists
 from rankstill.config import Train
@@ -28,6 +31,8 @@ from rankstill.scoring import plan_batches
 METRIC = "ndcg@10"
 """What validation chooses by: the mean over validation queries."""
 EVAL_TOKENS = 8192
+STALE_SECONDS = 300.0
+"""Age at which the lock of a compilation, which takes less than a minute, has lost its owner."""
 COURSE = "course.json"
 
 
@@ -103,6 +108,7 @@ def make_engine(encoder: CrossEncoder, job: TrainJob, lists_per_worker: int, ste
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # reads DS_ACCELERATOR when it is imported
 
+    _drop_stale_locks()
     deepspeed.utils.logger.setLevel("ERROR")
     train = job.train
     optimizer = {"lr": train.learning_rate, "weight_decay": train.weight_decay, "torch_adam": True}
@@ -130,6 +136,15 @@ def make_engine(encoder: CrossEncoder, job: TrainJob, lists_per_worker: int, ste
         },
     )
     return engine
+
+
+def _drop_stale_locks() -> None:
+    """Remove what a process that was killed while it compiled DeepSpeed's op left: all others would wait for it."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    for lock in root.glob("**/deepspeed_*/lock"):
+        with contextlib.suppress(FileNotFoundError):  # another worker was first
+            if time.time() - lock.stat().st_mtime > STALE_SECONDS:
+                lock.unlink()
 
 
 def train_step(
