@@ -20,6 +20,7 @@ from rankstill.encoders import random_model, random_tokenizer
 from rankstill.errors import RunError
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
+from rankstill.scoring import torch_scorer
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -86,9 +87,16 @@ def test_one_and_two_workers_learn_the_same_from_the_same_global_batch(tmp_path)
     assert [e["loss"] for e in two] == pytest.approx([e["loss"] for e in one], rel=1e-4)
     assert [e["ndcg@10"] for e in two] == pytest.approx([e["ndcg@10"] for e in one], rel=1e-6)
     assert one[-1]["loss"] < 0.8 * one[0]["loss"]
-    weights = [load_cross_encoder(folder, "test").model.state_dict() for folder in folders]
-    for name, tensor in weights[0].items():
-        assert weights[1][name].numpy() == pytest.approx(tensor.numpy(), abs=1e-4), name
+    # Scores and not weights: a key bias changes no attention, so its gradient is noise, which Adam scales up.
+    valid = pairs(6, "valid")
+    scores = [
+        torch_scorer(load_cross_encoder(folder, "test"), "cpu", "float32", 512).score(
+            valid["query"].to_list(), valid["text"].to_list()
+        )
+        for folder in folders
+    ]
+    assert scores[0].std() > 0.5
+    assert scores[1] == pytest.approx(scores[0], abs=1e-3)
 
 
 @dataclass(frozen=True)
