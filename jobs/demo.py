@@ -62,7 +62,6 @@ def ask(config: Config, question: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         RunError: the endpoint didn't get ready, or refused.
-
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

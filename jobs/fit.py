@@ -40,7 +40,6 @@ def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path) -> None:
 
     Raises:
         RunError: the training failed for a reason that isn't the user's.
-
     """
     share = run.share
     folder = run.root / "runs" / plan.name

@@ -94,10 +94,10 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     precision = config.labels.precision
     if precision == "auto":
         precision = "bfloat16" if run.share.device == "cuda" else "float32"
-    print_ = fingerprint(taught.folder, config.data.fields, config.teacher.max_length, precision)
+    identity = fingerprint(taught.folder, config.data.fields, config.teacher.max_length, precision)
     store = LabelStore(
         run.root / "labels",
-        print_,
+        identity,
         {
             "teacher": str(taught.folder),
             "fields": list(config.data.fields),
@@ -105,7 +105,7 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
             "precision": precision,
         },
     )
-    key = step_key(prepared.key, print_, config.labels.candidates)
+    key = step_key(prepared.key, identity, config.labels.candidates)
 
     def build(folder: Path) -> None:
         train, valid = (judged_split(prepared.pairs, split) for split in ("train", "valid"))
@@ -117,9 +117,9 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
         labels = store.scan().select("pair_id", "score").unique("pair_id").collect()
         for split, pairs in (("train", train), ("valid", valid)):
             pq.write_table(build_lists(pairs, labels), folder / f"{split}.parquet")
-        write_json(folder / "labels.json", {"fingerprint": print_, "files": [str(file) for file in store.files()]})
+        write_json(folder / "labels.json", {"fingerprint": identity, "files": [str(file) for file in store.files()]})
 
-    return Labelled(key, run.step("lists", key, build), print_)
+    return Labelled(key, run.step("lists", key, build), identity)
 
 
 def label_pairs(run: Run, store: LabelStore, teacher: Path, precision: str, pairs: pl.DataFrame) -> int:

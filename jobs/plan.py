@@ -17,7 +17,6 @@ def plan_rows(config: Config) -> list[list[str]]:
 
     Raises:
         InputError: what the run itself would refuse about the data or the models.
-
     """
     root = Path(config.storage.root).expanduser().resolve()
     key = fingerprint_data(config.data)[:16]

@@ -86,7 +86,6 @@ def label_max(pairs: pl.DataFrame) -> float:
 
     Raises:
         DataError: every judgement is zero.
-
     """
     largest = pairs["label"].max()
     if not isinstance(largest, float) or largest <= 0:

@@ -45,7 +45,6 @@ def build(arguments: BuildArguments) -> serve.Application:
 
     Raises:
         ModelError: no such model, or an artifact that isn't whole.
-
     """
     folder, names = find_model(arguments.model, Path(arguments.root))
     artifact = load_artifact(folder, "model")
@@ -127,7 +126,6 @@ def require_free(host: str, port: int) -> None:
 
     Raises:
         AddressError: it is in use, or the host is not this machine's.
-
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]

@@ -63,7 +63,6 @@ def export_artifact(student: CrossEncoder, folder: Path, made_from: dict[str, An
 
     Raises:
         RunError: the ONNX form gives other scores than the model.
-
     """
     student.save(folder)
     _export_onnx(student, folder / "model.onnx")
@@ -92,7 +91,6 @@ def load_artifact(folder: Path, field: str = "model") -> Artifact:
 
     Raises:
         ModelError: no manifest, an unknown format, a file that is missing, changed or extra.
-
     """
     path = folder / MANIFEST
     try:

@@ -72,7 +72,6 @@ def plan_epoch(lists: TokenisedLists, train: Train, epoch: int, workers: int) ->
 
     Raises:
         ConfigError: fewer lists than one step needs.
-
     """
     generator = np.random.default_rng([train.seed, epoch])
     parts: list[Rows] = []

@@ -61,7 +61,6 @@ def load_bi_encoder(name: str, field: str, device: str = "cpu") -> BiEncoder:
 
     Raises:
         ModelError: not a usable model, or a pooling other than mean and cls.
-
     """
     folder = find_encoder(name, field)
     try:

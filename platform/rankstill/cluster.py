@@ -34,7 +34,6 @@ def connect() -> None:
 
     Raises:
         RunError: the cluster doesn't answer or can't be started.
-
     """
     if ray.is_initialized():
         return
@@ -55,7 +54,6 @@ def share_of(resources: Resources) -> Share:
 
     Raises:
         ConfigError: GPUs are asked for and the cluster has none.
-
     """
     total = ray.cluster_resources()
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))

@@ -20,7 +20,6 @@ def load_config(origin: str | Path | dict[str, Any], overrides: Sequence[str] = 
 
     Raises:
         ConfigError: an unreadable file, an unknown key, a value of the wrong type or out of range.
-
     """
     tree = copy.deepcopy(origin) if isinstance(origin, dict) else _read_tree(origin)
     for override in overrides:

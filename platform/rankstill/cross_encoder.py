@@ -80,7 +80,6 @@ def load_cross_encoder(
 
     Raises:
         ModelError: not a usable model, more than one logit, or no trained head where `fresh_head` is false.
-
     """
     folder = find_encoder(str(name), field)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,6 @@ def prepare(config: Data, folder: Path) -> dict[str, Any]:
 
     Raises:
         DataError: a source that can't be read, lacks a column, or has too many unusable rows.
-
     """
     with (folder / "rejects.jsonl").open("wb") as rejects:
         if config.shop is not None:
@@ -84,7 +84,7 @@ def prepare(config: Data, folder: Path) -> dict[str, Any]:
 
 def read_judgements(source: Source, config: Data, rejects: Path | None = None) -> pl.DataFrame:
     """Pairs (schema PAIRS) of one file alone, such as the one that a model is evaluated on."""
-    with (rejects or Path("/dev/null")).open("wb") as stream:
+    with Path(rejects or os.devnull).open("wb") as stream:
         rows = config.model_copy(update={"sources": (source,), "shop": None})
         frame, _ = _read_sources(rows, "sources", stream, label="--judgements")
     return assemble_pairs(frame, rows)[0]

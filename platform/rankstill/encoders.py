@@ -51,7 +51,6 @@ def find_encoder(name: str, field: str) -> Path:
 
     Raises:
         ModelError: nothing found, or what was found has no safetensors weights or other bytes than expected.
-
     """
     if Path(name).is_dir():
         return _checked(Path(name), field, name)

@@ -40,7 +40,6 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
 
     Raises:
         ModelError: nothing usable behind the reference.
-
     """
     if reference == "bm25":
         return Ranker("bm25", bm25.score_pairs)

@@ -33,7 +33,6 @@ def list_files(path: str, field: str) -> list[str]:
 
     Raises:
         DataError: nothing is there, or nothing of a known format.
-
     """
     try:
         filesystem, root = fsspec.url_to_fs(path)
@@ -70,7 +69,6 @@ def read_rows(file: str) -> Iterator[Row]:
 
     Raises:
         DataError: the file as a whole can't be read.
-
     """
     name = file.removesuffix(".gz")
     try:

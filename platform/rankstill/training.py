@@ -154,7 +154,6 @@ def train_step(
 
     Raises:
         RunError: the loss is not finite.
-
     """
     micro = len(share) // job.train.accumulate
     total = 0.0

@@ -31,7 +31,6 @@ def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEnc
     Raises:
         ConfigError: more layers than the teacher has.
         ModelError: a teacher whose layers can't be told apart.
-
     """
     stack = _layer_stack(teacher.model)
     depth = teacher.model.config.num_hidden_layers
