@@ -67,8 +67,8 @@ def ask(config: Config, question: dict[str, Any]) -> dict[str, Any]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "serve.app", "--model", f"{config.name}@challenger"]
-    overrides = [f"serve.port={port}", f"storage.root={json.dumps(str(Path(config.storage.root).resolve()))}"]
-    log_path = Path(config.storage.root, "serve.log")
+    overrides = [f"serve.port={port}", f"storage.root={json.dumps(str(config.storage.folder))}"]
+    log_path = config.storage.folder / "serve.log"
     with log_path.open("wb") as log:
         server = subprocess.Popen([*command, *overrides], stdout=log, stderr=log)
         try:

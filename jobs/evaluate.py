@@ -1,7 +1,6 @@
 """Evaluate a model on judgements."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
@@ -53,8 +52,8 @@ def evaluate_file(config: Config, model: str, judgements: str, split: str | None
     from rankstill.evaluation import evaluate
     from rankstill.rankers import load_ranker, pick_device
 
-    root = Path(config.storage.root).expanduser().resolve()
-    ranker = load_ranker(model, "--model", root, pick_device(config.resources.device), config.labels.token_budget)
+    device = pick_device(config.resources.device)
+    ranker = load_ranker(model, "--model", config.storage.folder, device, config.labels.token_budget)
     data = config.data
     if own_fields and ranker.fields:
         data = data.model_copy(update={"fields": ranker.fields})

@@ -18,7 +18,7 @@ def plan_rows(config: Config) -> list[list[str]]:
     Raises:
         InputError: what the run itself would refuse about the data or the models.
     """
-    root = Path(config.storage.root).expanduser().resolve()
+    root = config.storage.folder
     key = fingerprint_data(config.data)[:16]
     with tempfile.TemporaryDirectory() as aside:
         summary = prepare(config.data, Path(aside))

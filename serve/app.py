@@ -104,9 +104,8 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config or WITHOUT_DATA, arguments.overrides)
     settings = config.serve
-    root = Path(config.storage.root).expanduser().resolve()
     require_free(settings.host, settings.port)
-    application = build(BuildArguments(model=arguments.model, root=str(root), **settings.model_dump()))
+    application = build(BuildArguments(model=arguments.model, root=str(config.storage.folder), **settings.model_dump()))
     stop = threading.Event()
     with Reporter() as reporter:
         reporter.event("serve", state="starting", model=arguments.model)

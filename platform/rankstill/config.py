@@ -1,5 +1,6 @@
 """One frozen configuration tree; configfile.py reads it from YAML."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -198,6 +199,11 @@ class Storage(Section):
 
     root: str = ".rankstill"
     """Folder of all outputs: prepared data, teachers, labels, students, artifacts, registry."""
+
+    @property
+    def folder(self) -> Path:
+        """The root as an absolute path."""
+        return Path(self.root).expanduser().resolve()
 
 
 class Resources(Section):
