@@ -19,13 +19,13 @@ import torch
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, judged_split
-from rankstill.bm25 import unlabelled_pairs
+from rankstill.candidates import made_pairs, unlabelled_pairs
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.data import build_lists, with_pair_id
 from rankstill.labels import LabelStore
 from rankstill.relay import relay
 from rankstill.schema import LABELS, ProgressEvent
-from rankstill.scoring import torch_scorer
+from rankstill.scoring import is_bfloat16, torch_scorer
 from rankstill.storage import write_json
 from rankstill.teachers.cross_encoder import fingerprint
 
@@ -91,9 +91,7 @@ class LabelActor:
 def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     """Label what has no label yet, then join judgements and soft labels to candidate lists."""
     config = run.config
-    precision = config.labels.precision
-    if precision == "auto":
-        precision = "bfloat16" if run.share.device == "cuda" else "float32"
+    precision = "bfloat16" if is_bfloat16(config.labels.precision, run.share.device) else "float32"
     identity = fingerprint(taught.folder, config.data.fields, config.teacher.max_length, precision)
     store = LabelStore(
         run.root / "labels",
@@ -105,14 +103,13 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
             "precision": precision,
         },
     )
-    key = step_key(prepared.key, identity, config.labels.candidates)
+    wanted = config.labels.model_dump(include={"candidates", "made_queries", "made_candidates"})
+    key = step_key(prepared.key, identity, wanted, config.train.seed)
 
     def build(folder: Path) -> None:
         train, valid = (judged_split(prepared.pairs, split) for split in ("train", "valid"))
-        if config.labels.candidates:
-            run.reporter.event("labels", state="searching candidates", queries=train["query_id"].n_unique())
-            found = unlabelled_pairs(train, prepared.items, config.labels.candidates)
-            train = pl.concat([train, with_pair_id(found)], how="diagonal")
+        unlabelled = [candidates(run, prepared, train), made_queries(run, prepared)]
+        train = pl.concat([train, *map(with_pair_id, unlabelled)], how="diagonal")
         label_pairs(run, store, taught.folder, precision, pl.concat([train, valid]))
         labels = store.scan().select("pair_id", "score").unique("pair_id").collect()
         for split, pairs in (("train", train), ("valid", valid)):
@@ -120,6 +117,23 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
         write_json(folder / "labels.json", {"fingerprint": identity, "files": [str(file) for file in store.files()]})
 
     return Labelled(key, run.step("lists", key, build), identity)
+
+
+def candidates(run: Run, prepared: Prepared, train: pl.DataFrame) -> pl.DataFrame:
+    """Unlabelled items for the training queries."""
+    count = run.config.labels.candidates
+    if count:
+        run.reporter.event("labels", state="searching candidates", queries=train["query_id"].n_unique())
+    return unlabelled_pairs(train, prepared.items, count)
+
+
+def made_queries(run: Run, prepared: Prepared) -> pl.DataFrame:
+    """Further queries, made of the words of items, with items."""
+    labels = run.config.labels
+    if labels.made_queries:
+        run.reporter.event("labels", state="making queries", queries=labels.made_queries)
+    known = set(prepared.pairs["query"])
+    return made_pairs(prepared.items, labels.made_queries, labels.made_candidates, known, run.config.train.seed)
 
 
 def label_pairs(run: Run, store: LabelStore, teacher: Path, precision: str, pairs: pl.DataFrame) -> int:

@@ -27,7 +27,8 @@ def plan_rows(config: Config) -> list[list[str]]:
     label_max(train)
     student_identity(config.student)
     teacher = root / "teachers" / teacher_key(config.teacher, key)
-    unlabelled = config.labels.candidates * train["query_id"].n_unique()
+    labels = config.labels
+    unlabelled = labels.candidates * train["query_id"].n_unique() + labels.made_candidates * labels.made_queries
     rejected = sum(source["rejected"] for source in summary["sources"])
     taught = "loaded as it is" if config.teacher.model else _training(train, config.teacher.train)
     rows = [

@@ -1,4 +1,4 @@
-"""BM25 over item texts: unlabelled candidates for queries, and the baseline of every report."""
+"""BM25 over item texts: finds candidates for queries, and is the baseline of every report."""
 
 import re
 
@@ -42,22 +42,6 @@ def score_pairs(pairs: pl.DataFrame) -> NDArray[np.float64]:
         at = rows["row"].to_numpy()
         scores[at] = index.scores(str(query))[places[at]]
     return scores
-
-
-def unlabelled_pairs(pairs: pl.DataFrame, items: pl.DataFrame, count: int) -> pl.DataFrame:
-    """Up to `count` unjudged items for each query of `pairs`, best BM25 first.
-
-    The columns are query_id, query, item_id, text and split.
-    """
-    index = Bm25(items["text"].to_list())
-    ids, texts = items["item_id"].to_list(), items["text"].to_list()
-    rows = []
-    for (query_id, query, split), group in pairs.group_by("query_id", "query", "split", maintain_order=True):
-        judged = set(group["text"])
-        fresh = [place for place in index.top(str(query), count + len(judged)) if texts[place] not in judged]
-        rows += [(query_id, query, ids[place], texts[place], split) for place in fresh[:count]]
-    columns = [(name, pl.String) for name in ("query_id", "query", "item_id", "text", "split")]
-    return pl.DataFrame(rows, columns, orient="row")
 
 
 def _words(text: str) -> list[str]:

@@ -107,6 +107,10 @@ class Train(Section):
     """Decoupled weight decay."""
     clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout while training."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of matrix products (weights stay float32); auto is bfloat16 where the device has it."""
     patience: int = Field(default=2, ge=1)
     """Epochs without a better validation nDCG@10 after which training stops."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -137,12 +141,16 @@ class Labels(Section):
 
     candidates: int = Field(default=0, ge=0)
     """Unlabelled items a training query, found by BM25, that the teacher scores beside the judged ones."""
+    made_queries: int = Field(default=0, ge=0)
+    """Further queries, each a run of words of an item's text, that the teacher scores with that item and others."""
+    made_candidates: int = Field(default=12, ge=2)
+    """Items of each made query."""
     token_budget: int = Field(default=2048, ge=64)
     """Padded tokens in one forward pass."""
     block: int = Field(default=4096, ge=1)
     """Pairs that travel to an actor together and are sorted by length together."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the teacher's forward pass; auto is bfloat16 on a GPU."""
+    """Number format of the teacher's forward pass; auto is bfloat16 where the device has it."""
 
 
 class Student(Section):
@@ -159,14 +167,14 @@ class Student(Section):
 
 
 class Distill(Section):
-    """loss = alpha * T^2 * KL(teacher || student) + (1 - alpha) * listwise + pointwise * BCE."""
+    """loss = alpha * T^2 * KL(teacher || student) + (1 - alpha) * listwise + pointwise * BCE(teacher, student)."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Temperature T, by which both sides' scores are divided."""
-    alpha: float = Field(default=0.7, ge=0, le=1)
+    alpha: float = Field(default=1.0, ge=0, le=1)
     """Weight of the soft part."""
     pointwise: float = Field(default=0.5, ge=0)
-    """Weight of the binary cross-entropy that ties the logits to the scale of labels."""
+    """Weight of the binary cross-entropy that ties the logits to the teacher's scale."""
 
 
 class Serve(Section):
@@ -244,7 +252,7 @@ class Config(Section):
     """The small model."""
     distill: Distill = Distill()
     """The student's loss."""
-    train: Train = Train(epochs=3, learning_rate=2e-4)
+    train: Train = Train(epochs=3, learning_rate=5e-4, dropout=0.0)
     """The student's training."""
     serve: Serve = Serve()
     """The ranking endpoint."""

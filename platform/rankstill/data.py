@@ -64,9 +64,9 @@ def prepare(config: Data, folder: Path) -> dict[str, Any]:
             frame, tallies = _read_sources(config, "sources", rejects)
             extra_items = _read_sources(config, "items", rejects)[0] if config.items else None
     pairs, merged = assemble_pairs(frame, config)
-    items = pairs.select("item_id", "text")
+    items = pairs.select(ITEMS.names)
     if extra_items is not None:
-        items = pl.concat([items, with_item_text(extra_items, config.fields).select("item_id", "text")])
+        items = pl.concat([items, with_item_text(extra_items, config.fields).select(ITEMS.names)])
     items = items.unique("text", keep="first", maintain_order=True)
     pq.write_table(pairs.to_arrow().cast(PAIRS), folder / "pairs.parquet")
     pq.write_table(items.to_arrow().cast(ITEMS), folder / "items.parquet")
@@ -161,7 +161,7 @@ def _shop_pairs(config: Data) -> tuple[pl.DataFrame, list[Tally], pl.DataFrame]:
     assert config.shop is not None
     shop = generate_shop(ShopSize(**config.shop.model_dump()))
     frame = shop.judgements.with_columns(split=pl.lit(None, dtype=pl.String), source=pl.lit("shop"))
-    return frame, [Tally("shop", rows=frame.height)], shop.items
+    return frame, [Tally("shop", rows=frame.height)], shop.items.with_columns(source=pl.lit("shop"))
 
 
 def _read_sources(

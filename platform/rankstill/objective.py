@@ -12,7 +12,8 @@ from rankstill.losses import listwise_softmax, pointwise_bce, soft_kl
 class Objective:
     """loss = alpha * T^2 * KL(teacher || student) + (1 - alpha) * listwise + pointwise * BCE, per list.
 
-    `label_max` is the label that counts as fully relevant: BCE's target is label / label_max.
+    BCE's target is sigmoid(teacher score) where there is one, and label / label_max elsewhere; `label_max` is the label
+    that counts as fully relevant.
     """
 
     alpha: float
@@ -34,12 +35,14 @@ class Objective:
         """Loss of each list, [Q]. Unjudged labels and absent teacher scores are NaN."""
         judged_QN = mask_QN & ~labels_QN.isnan()
         labels_QN = labels_QN.nan_to_num(0.0)
+        labelled_QN = mask_QN & ~teacher_QN.isnan()
+        teacher_QN = teacher_QN.nan_to_num(0.0)
         loss_Q = (1.0 - self.alpha) * listwise_softmax(scores_QN, labels_QN, judged_QN)
         if self.pointwise:
-            targets_QN = (labels_QN / self.label_max).clamp(0.0, 1.0)
-            loss_Q = loss_Q + self.pointwise * pointwise_bce(scores_QN, targets_QN, judged_QN)
+            graded_QN = (labels_QN / self.label_max).clamp(0.0, 1.0)
+            targets_QN = teacher_QN.sigmoid().where(labelled_QN, graded_QN)
+            loss_Q = loss_Q + self.pointwise * pointwise_bce(scores_QN, targets_QN, judged_QN | labelled_QN)
         if self.alpha:
-            labelled_QN = mask_QN & ~teacher_QN.isnan()
-            soft_Q = soft_kl(scores_QN, teacher_QN.nan_to_num(0.0), labelled_QN, self.temperature)
+            soft_Q = soft_kl(scores_QN, teacher_QN, labelled_QN, self.temperature)
             loss_Q = loss_Q + self.alpha * self.temperature**2 * soft_Q
         return loss_Q

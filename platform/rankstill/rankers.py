@@ -56,7 +56,8 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
         count = sum(parameter.numel() for parameter in bi_encoder.model.parameters())
         return Ranker(name, lambda p: bi_encoder.score(p["query"].to_list(), p["text"].to_list()), count, size)
     encoder = load_artifact(folder, field).encoder() if is_artifact(folder) else load_cross_encoder(folder, field)
-    scorer = torch_scorer(encoder, device, "auto", token_budget)
+    precision = "auto" if device.startswith("cuda") else "float32"  # on CPUs the same scores everywhere
+    scorer = torch_scorer(encoder, device, precision, token_budget)
     return Ranker(
         name,
         lambda p: scorer.score(p["query"].to_list(), p["text"].to_list()).astype(np.float64),

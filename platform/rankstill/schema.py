@@ -23,7 +23,7 @@ PAIRS = pa.schema(
 )
 """One query with one item; `label` is null where nobody judged the pair."""
 
-ITEMS = pa.schema([pa.field("item_id", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)])
+ITEMS = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("item_id", "text", "source")])
 """Every distinct item text, under the first `item_id` that it was seen with."""
 
 LABELS = pa.schema(

@@ -105,8 +105,18 @@ def onnx_forward(path: Path, threads: int = 0) -> Forward:
     return forward
 
 
+def is_bfloat16(precision: str, device: str) -> bool:
+    """Whether "auto", "float32" or "bfloat16" means bfloat16 here: auto does where the device computes it itself."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
 def torch_scorer(encoder: CrossEncoder, device: str, precision: str, token_budget: int) -> PairScorer:
-    """A scorer in torch; precision "auto" is bfloat16 on a GPU and float32 on a CPU."""
-    half = precision == "bfloat16" or (precision == "auto" and device.startswith("cuda"))
-    forward = torch_forward(encoder, device, torch.bfloat16 if half else torch.float32)
+    """A scorer in torch; for `precision` see `is_bfloat16`."""
+    dtype = torch.bfloat16 if is_bfloat16(precision, device) else torch.float32
+    forward = torch_forward(encoder, device, dtype)
     return PairScorer(forward, encoder.tokenizer, encoder.max_length, token_budget)

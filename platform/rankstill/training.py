@@ -26,7 +26,7 @@ from rankstill.errors import RunError
 from rankstill.metrics import per_query
 from rankstill.objective import Objective
 from rankstill.schema import ProgressEvent
-from rankstill.scoring import plan_batches
+from rankstill.scoring import is_bfloat16, plan_batches
 
 METRIC = "ndcg@10"
 """What validation chooses by: the mean over validation queries."""
@@ -80,7 +80,11 @@ def train_worker(config: dict[str, TrainJob]) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.train.seed)
+    torch.set_flush_denormal(True)  # Adam's moments of rare tokens fade to denormals, with which CPUs are slow
     encoder = load_cross_encoder(job.initial, "initial model", job.max_length)
+    for module in encoder.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = job.train.dropout
     lists, valid = (read_lists(Path(path), encoder) for path in (job.train_lists, job.valid_lists))
     plan = plan_epoch(lists, job.train, epoch=0, workers=workers)
     engine = make_engine(encoder, job, lists_per_worker=len(plan[0]) // workers, steps=len(plan) * job.train.epochs)
@@ -111,7 +115,7 @@ def make_engine(encoder: CrossEncoder, job: TrainJob, lists_per_worker: int, ste
     _drop_stale_locks()
     deepspeed.utils.logger.setLevel("ERROR")
     train = job.train
-    optimizer = {"lr": train.learning_rate, "weight_decay": train.weight_decay, "torch_adam": True}
+    optimizer = {"lr": train.learning_rate, "weight_decay": train.weight_decay, "torch_adam": True, "fused": True}
     rise = max(1, round(steps * train.warmup))
 
     def rate(step: int) -> float:
@@ -131,7 +135,7 @@ def make_engine(encoder: CrossEncoder, job: TrainJob, lists_per_worker: int, ste
             "gradient_clipping": train.clip,
             "optimizer": {"type": "AdamW", "params": optimizer},
             "zero_optimization": {"stage": train.zero_stage},
-            "bf16": {"enabled": job.device == "cuda"},
+            "torch_autocast": {"enabled": is_bfloat16(train.precision, job.device), "dtype": "bfloat16"},
             "steps_per_print": 1 << 60,
         },
     )
