@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rankstill.bm25 import Bm25, score_pairs, unlabelled_pairs
+from rankstill.bm25 import Bm25, score_pairs
 
 TEXTS = ["red drill red", "blue drill case bag", "lamp"]
 K1, B, MEAN_LENGTH = 1.5, 0.75, (3 + 4 + 1) / 3
@@ -56,37 +56,6 @@ def test_pairs_are_scored_in_their_places():
         0.0,
     ]
     np.testing.assert_allclose(score_pairs(pairs), expected)
-
-
-def judged(*rows: tuple[str, str]) -> pl.DataFrame:
-    return pl.DataFrame(
-        [{"query_id": f"id-{query}", "query": query, "text": text, "split": "train"} for query, text in rows]
-    )
-
-
-ITEMS = pl.DataFrame({"item_id": ["a", "b", "c", "d"], "text": [*TEXTS, "drill"]})
-
-
-def test_candidates_are_unjudged_items_best_first():
-    found = unlabelled_pairs(judged(("red drill", TEXTS[0]), ("lamp", TEXTS[0])), ITEMS, 5)
-    assert found.rows() == [
-        ("id-red drill", "red drill", "d", "drill", "train"),
-        ("id-red drill", "red drill", "b", TEXTS[1], "train"),
-        ("id-lamp", "lamp", "c", "lamp", "train"),
-    ]
-    assert found.columns == ["query_id", "query", "item_id", "text", "split"]
-
-
-def test_candidates_are_as_many_as_asked_even_where_the_best_are_judged():
-    pairs = judged(("drill", "drill"), ("drill", TEXTS[0]))
-    assert unlabelled_pairs(pairs, ITEMS, 1)["item_id"].to_list() == ["b"]
-
-
-def test_no_candidates_leave_a_table_of_the_same_columns():
-    found = unlabelled_pairs(judged(("sofa", TEXTS[0])), ITEMS, 3)
-    assert found.height == 0
-    assert found.schema == dict.fromkeys(("query_id", "query", "item_id", "text", "split"), pl.String)
-    assert unlabelled_pairs(judged(("drill", TEXTS[0])), ITEMS, 0).height == 0
 
 
 def test_texts_without_words_are_no_obstacle():

@@ -301,7 +301,10 @@ def test_further_items_join_those_that_were_judged(tmp_path):
     catalogue = [{"item_id": "i1", "title": "thing 1"}, {"item_id": "i9", "title": "thing 9", "brand": "B"}]
     items = (Source(path=str(write_jsonl(tmp_path / "items.jsonl", catalogue))),)
     summary = prepare(data_config(judged, items=items), tmp_path)
-    assert pl.read_parquet(tmp_path / "items.parquet").rows() == [("i1", "thing 1"), ("i9", "thing 9 | B")]
+    assert pl.read_parquet(tmp_path / "items.parquet").rows() == [
+        ("i1", "thing 1", "a"),
+        ("i9", "thing 9 | B", "items"),
+    ]
     assert summary["items"] == 2
 
 

@@ -10,10 +10,12 @@ NAN = float("nan")
 SCORES = torch.tensor([[0.0, log(3)]])
 LABELS = torch.tensor([[3.0, 0.0]])
 TEACHER = torch.tensor([[0.0, 0.0]])
+NO_TEACHER = torch.tensor([[NAN, NAN]])
 REAL = torch.tensor([[True, True]])
 # By hand, for SCORES (probabilities 1/4 and 3/4; sigmoids 1/2 and 3/4) at temperature 1:
 LISTWISE = -log(1 / 4)
 BCE = (-log(1 / 2) - log(1 / 4)) / 2
+SOFT_BCE = (-log(1 / 2) - (log(3 / 4) + log(1 / 4)) / 2) / 2
 KL = 0.5 * log(0.5 / 0.25) + 0.5 * log(0.5 / 0.75)
 
 
@@ -23,13 +25,13 @@ def near(value: float):
 
 def test_the_teachers_objective_is_listwise_plus_bce():
     objective = Objective.judgements_only(label_max=3.0)
-    assert objective(SCORES, LABELS, TEACHER, REAL).tolist() == [near(LISTWISE + BCE)]
+    assert objective(SCORES, LABELS, NO_TEACHER, REAL).tolist() == [near(LISTWISE + BCE)]
 
 
 @pytest.mark.parametrize(("alpha", "pointwise"), [(0.0, 0.0), (1.0, 0.0), (0.7, 0.0), (0.7, 0.5), (0.2, 2.0)])
 def test_terms_are_weighed_as_configured(alpha, pointwise):
     objective = Objective.distilling(Distill(alpha=alpha, pointwise=pointwise, temperature=1.0), label_max=3.0)
-    expected = alpha * KL + (1 - alpha) * LISTWISE + pointwise * BCE
+    expected = alpha * KL + (1 - alpha) * LISTWISE + pointwise * SOFT_BCE
     assert objective(SCORES, LABELS, TEACHER, REAL).tolist() == [near(expected)]
 
 
@@ -40,11 +42,18 @@ def test_the_soft_term_is_multiplied_by_the_square_of_the_temperature():
     assert objective(2 * SCORES, LABELS, TEACHER, REAL).tolist() == [near(0.6 * 4 * KL + 0.4 * hard)]
 
 
-def test_the_target_of_bce_is_the_share_of_the_largest_label():
+def test_the_target_of_bce_is_the_teachers_probability():
+    objective = Objective(alpha=0.0, temperature=1.0, pointwise=1.0, label_max=4.0)
+    score, teacher, one = torch.tensor([[log(3)]]), torch.tensor([[-log(4)]]), torch.tensor([[True]])
+    expected = near(-(0.2 * log(3 / 4) + 0.8 * log(1 / 4)))
+    assert objective(score, torch.tensor([[NAN]]), teacher, one).tolist() == [expected]
+
+
+def test_without_a_teacher_the_target_of_bce_is_the_share_of_the_largest_label():
     objective = Objective(alpha=1.0, temperature=1.0, pointwise=1.0, label_max=4.0)
-    loss = objective(torch.tensor([[log(3)]]), torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[True]]))
+    loss = objective(torch.tensor([[log(3)]]), torch.tensor([[1.0]]), torch.tensor([[NAN]]), torch.tensor([[True]]))
     assert loss.tolist() == [near(-(0.25 * log(3 / 4) + 0.75 * log(1 / 4)))]
-    beyond = objective(torch.tensor([[log(3)]]), torch.tensor([[9.0]]), torch.tensor([[0.0]]), torch.tensor([[True]]))
+    beyond = objective(torch.tensor([[log(3)]]), torch.tensor([[9.0]]), torch.tensor([[NAN]]), torch.tensor([[True]]))
     assert beyond.tolist() == [near(-log(3 / 4))], "a label over the largest counts as the largest"
 
 

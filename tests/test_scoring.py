@@ -8,7 +8,7 @@ from sentence_transformers import CrossEncoder as PeerCrossEncoder
 
 from rankstill.cross_encoder import join_pairs
 from rankstill.errors import RunError
-from rankstill.scoring import PairScorer, plan_batches, torch_forward, torch_scorer
+from rankstill.scoring import PairScorer, is_bfloat16, plan_batches, torch_forward, torch_scorer
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_scores_depend_neither_on_batching_nor_on_order(encoder, scorer, budget)
     queries, texts = made_up_pairs(30)
     expected = scorer.score(queries, texts)
     order = np.random.default_rng(budget).permutation(30)
-    other = torch_scorer(encoder, "cpu", "auto", budget)
+    other = torch_scorer(encoder, "cpu", "float32", budget)
     found = other.score([queries[place] for place in order], [texts[place] for place in order])
     np.testing.assert_allclose(found, expected[order], atol=1e-5)
 
@@ -153,3 +153,12 @@ def test_bfloat16_scores_are_close_and_come_back_in_single_precision(encoder, sc
     assert rounded.dtype == np.float32
     assert not np.array_equal(rounded, exact)
     assert np.corrcoef(rounded, exact)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("feature", ["avx512_bf16", "amx_bf16", ""])
+def test_bfloat16_is_chosen_where_the_cpu_computes_it_itself(monkeypatch, feature):
+    features = {"avx2": True, "avx512_bf16": False, **({feature: True} if feature else {})}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert is_bfloat16("auto", "cpu") is bool(feature)
+    assert is_bfloat16("bfloat16", "cpu")
+    assert not is_bfloat16("float32", "cpu")
