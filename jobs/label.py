@@ -1,8 +1,6 @@
 """Score pairs with the teacher on a Ray Data actor pool and keep the scores as soft labels."""
 
 import logging
-import shutil
-import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +24,7 @@ from rankstill.labels import LabelStore
 from rankstill.relay import relay
 from rankstill.schema import LABELS, ProgressEvent
 from rankstill.scoring import is_bfloat16, torch_scorer
-from rankstill.storage import write_json
+from rankstill.storage import work_folder, write_json
 from rankstill.teachers.cross_encoder import fingerprint
 
 ACTOR_SHARE = 0.5
@@ -142,8 +140,7 @@ def label_pairs(run: Run, store: LabelStore, teacher: Path, precision: str, pair
     run.reporter.event("labels", state="counted", pairs=pairs.height, missing=missing.height)
     if missing.is_empty():
         return 0
-    aside = run.root / "partial" / f"labels-{uuid.uuid4().hex[:8]}"
-    try:
+    with work_folder(run.root, "labels") as aside:
         write_blocks(missing, aside / "pending", run.config.labels.block)
         with relay(run.reporter) as mailbox:
             share = run.share
@@ -158,8 +155,6 @@ def label_pairs(run: Run, store: LabelStore, teacher: Path, precision: str, pair
             )
             label_folder(job, aside / "pending", aside / "done", share.actors, run.config.labels.block)
         return store.append(aside / "done")
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_blocks(pairs: pl.DataFrame, folder: Path, rows: int) -> None:

@@ -7,7 +7,7 @@ import polars as pl
 
 from jobs.prepare import Prepared
 from jobs.teach import judged_split, label_max, teacher_key
-from jobs.train import student_identity
+from jobs.train import check_student
 from rankstill.config import Config, Train
 from rankstill.data import fingerprint_data, prepare
 
@@ -25,7 +25,7 @@ def plan_rows(config: Config) -> list[list[str]]:
         pairs = Prepared(key, Path(aside)).pairs
     train, valid, test = (judged_split(pairs, split) for split in ("train", "valid", "test"))
     label_max(train)
-    student_identity(config.student)
+    check_student(config)
     teacher = root / "teachers" / teacher_key(config.teacher, key)
     labels = config.labels
     unlabelled = labels.candidates * train["query_id"].n_unique() + labels.made_candidates * labels.made_queries

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +11,7 @@ from rankstill.cluster import Share, connect, share_of
 from rankstill.config import Config
 from rankstill.configfile import dump_config
 from rankstill.progress import Reporter
-from rankstill.storage import make_root
+from rankstill.storage import make_root, work_folder
 from rankstill.text import digest
 
 
@@ -47,16 +45,12 @@ class Run:
         if folder.is_dir():
             self.reporter.event(kind, state="stands", path=str(folder))
             return folder
-        aside = self.root / "partial" / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
-        aside.mkdir(parents=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.reporter.event(kind, state="started")
-        try:
+        with work_folder(self.root, f"{kind}-{key}") as aside:
             (aside / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
             build(aside)
             os.replace(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         self.reporter.event(kind, state="done", path=str(folder))
         return folder
 

@@ -10,11 +10,11 @@ from jobs.label import Labelled
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, label_max
-from rankstill.config import Student
+from rankstill.config import Config, Student
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.objective import Objective
-from rankstill.students.cross import make_student
-from rankstill.teachers.cross_encoder import model_identity
+from rankstill.students.cross import make_student, pick_layers
+from rankstill.teachers.cross_encoder import model_identity, teacher_depth
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,18 @@ def student_identity(config: Student) -> str:
     """What the student starts from; its weights' hash where these are its own."""
     own = config.init not in ("teacher", "random")
     return model_identity(config.init, "student.init") if own else config.init
+
+
+def check_student(config: Config) -> None:
+    """Refuse, before hours of work, a student that can't be made.
+
+    Raises:
+        InputError: its folder is no model, or it takes more layers than the teacher has.
+    """
+    student_identity(config.student)
+    depth = teacher_depth(config.teacher)
+    if config.student.init == "teacher" and depth is not None:
+        pick_layers(depth, config.student.layers)
 
 
 def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> Trained:

@@ -21,7 +21,7 @@ from rankstill.config import Serve
 from rankstill.configfile import load_config
 from rankstill.errors import AddressError
 from rankstill.progress import Reporter
-from rankstill.registry import Registry, is_reference
+from rankstill.registry import find_version, is_reference
 from serve.endpoint import Endpoint, EndpointSettings
 from serve.ranker import Ranker, RankerSettings
 
@@ -81,7 +81,8 @@ def build(arguments: BuildArguments) -> serve.Application:
     ingress = deployment(
         serve.ingress(make_api)(),
         name="Ingress",
-        max_ongoing_requests=arguments.queue + 2 * arguments.batch_requests * arguments.replicas,
+        # Twice what the rankers hold and let wait: what is too much for them must get here to be answered 429.
+        max_ongoing_requests=2 * (arguments.queue + 2 * arguments.batch_requests * arguments.replicas),
         ray_actor_options={"num_cpus": 0},
     )
     return ingress.bind(ranker)
@@ -90,7 +91,7 @@ def build(arguments: BuildArguments) -> serve.Application:
 def find_model(reference: str, root: Path) -> tuple[Path, tuple[str, ...]]:
     """The artifact folder behind a reference, and the names that callers may use for it, the version first."""
     if is_reference(reference) and not Path(reference).exists():
-        version = Registry(root.expanduser().resolve()).resolve(reference, "--model")
+        version = find_version(reference, root.expanduser().resolve(), "--model")
         return version.folder, (str(version), version.name, *(f"{version.name}@{alias}" for alias in version.aliases))
     folder = Path(reference).expanduser().resolve()
     return folder, (folder.name,)

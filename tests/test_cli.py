@@ -76,7 +76,10 @@ def test_overrides_are_positional_and_the_config_is_required(capsys):
     with pytest.raises(SystemExit) as exit_:
         parser.parse_args(["train.epochs=1"])
     assert exit_.value.code == 2
-    assert "--config" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "--config" in error
+    assert error.count("\n") == 1
 
 
 def test_help_lists_every_setting():

@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from rankstill.errors import ModelError
-from rankstill.registry import Registry, Version, is_reference
+from rankstill.registry import Registry, Version, find_version, is_reference
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,16 @@ def test_a_version_whose_files_are_gone_is_named(registry, artifact):
 def test_an_artifact_in_a_folder_with_blanks(registry, artifact):
     folder = artifact("my shop #1 %20 größe")
     assert registry.register("blanks", folder, {}).folder == folder.resolve()
+
+
+def test_looking_for_a_version_leaves_no_empty_registry(registry, artifact, monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ModelError, match=r"--model: .* has no registry to find 'shop@champion' in"):
+        find_version("shop@champion", tmp_path / "nothing", "--model")
+    assert not (tmp_path / "nothing").exists()
+    registry.register("there", artifact("a"), {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    assert find_version("there@champion", tmp_path, "--model").number == 1
 
 
 @pytest.mark.parametrize("text", ["shop@champion", "shop/7", "a.b-c_d/12"])

@@ -10,9 +10,18 @@ from rankstill.configfile import describe_fields
 from rankstill.errors import RankstillError
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like every other error of a command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with 2."""
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
 def make_parser(verb: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser for `python -m VERB`; a wrong argument ends with exit code 2."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python -m {verb}",
         description=description,
         epilog=epilog,

@@ -16,7 +16,7 @@ from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.encoders import find_encoder
 from rankstill.errors import ConfigError
-from rankstill.registry import Registry, is_reference
+from rankstill.registry import find_version, is_reference
 from rankstill.scoring import torch_scorer
 
 BASELINES = ("bm25", "random")
@@ -47,7 +47,7 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
         return Ranker("random", lambda pairs: np.random.default_rng(0).random(pairs.height))
     name = reference
     if is_reference(reference) and not Path(reference).exists():
-        version = Registry(root).resolve(reference, field)
+        version = find_version(reference, root, field)
         name, reference = str(version), str(version.folder)
     folder = find_encoder(reference, field)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -8,6 +8,8 @@ from rankstill.errors import ModelError
 from rankstill.storage import make_root
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+FILE = Path("registry", "mlflow.db")
+"""The registry under a storage root."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Registry:
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
         from mlflow import MlflowClient  # slow to import, and only commands that need a registry should wait
 
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or self._local(root)
+        make_root(root / "registry")
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / FILE}"
         self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def register(self, name: str, folder: Path, tags: dict[str, str]) -> Version:
@@ -82,11 +85,19 @@ class Registry:
         names = [model.name for model in self._client.search_registered_models()]
         return f"it has {', '.join(sorted(names))}" if names else "it is empty, run jobs.pipeline first"
 
-    @staticmethod
-    def _local(root: Path) -> str:
-        folder = make_root(root) / "registry"
-        folder.mkdir(exist_ok=True)
-        return f"sqlite:///{folder / 'mlflow.db'}"
+
+def find_version(reference: str, root: Path, field: str) -> Version:
+    """`Registry.resolve`, which leaves no empty registry behind where there is none.
+
+    Raises:
+        ModelError: no registry, no such name, alias or number, or its files are gone.
+    """
+    if "MLFLOW_TRACKING_URI" not in os.environ and not (root / FILE).exists():
+        raise ModelError(
+            f"{field}: {str(root)!r} has no registry to find {reference!r} in; run jobs.pipeline first,"
+            " or set storage.root"
+        )
+    return Registry(root).resolve(reference, field)
 
 
 def is_reference(text: str) -> bool:

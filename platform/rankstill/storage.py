@@ -2,8 +2,12 @@
 
 import json
 import os
+import shutil
+import socket
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +37,33 @@ def write_json(path: Path, value: Any) -> None:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     aside.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
     os.replace(aside, path)
+
+
+@contextmanager
+def work_folder(root: Path, name: str) -> Iterator[Path]:
+    """A new folder <root>/partial/<name>.<host>.<pid>.<random> to build in; what isn't renamed away is removed.
+
+    Folders that killed processes of this host left there are removed first.
+    """
+    partial = root / "partial"
+    host = socket.gethostname().replace(".", "-")
+    for left in partial.glob(f"*.{host}.*.*"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = partial / f"{name}.{host}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -34,8 +34,6 @@ def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEnc
     """
     stack = _layer_stack(teacher.model)
     depth = teacher.model.config.num_hidden_layers
-    if layers > depth:
-        raise ConfigError(f"student.layers is {layers} but the teacher has {depth}; give {depth} or fewer")
     taken = pick_layers(depth, layers)
     config = copy.deepcopy(teacher.model.config)
     config.num_hidden_layers = layers
@@ -54,7 +52,13 @@ def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEnc
 
 
 def pick_layers(depth: int, count: int) -> list[int]:
-    """`count` of `depth` layer numbers, evenly spaced from the first to the last; one layer is the first."""
+    """`count` of `depth` layer numbers, evenly spaced from the first to the last; one layer is the first.
+
+    Raises:
+        ConfigError: more layers than the teacher has.
+    """
+    if count > depth:
+        raise ConfigError(f"student.layers is {count} but the teacher has {depth}; give {depth} or fewer")
     return [int(place) for place in np.floor(np.linspace(0, depth - 1, count) + 0.5)]
 
 

@@ -1,0 +1,45 @@
+import subprocess
+import sys
+
+import pytest
+
+from rankstill.errors import ConfigError
+from rankstill.storage import make_root, work_folder, write_json
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"storage\.root"):
+        make_root(tmp_path / "file")
+
+
+def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path):
+    write_json(tmp_path / "a.json", {"name": "größe"})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "name": "größe"\n}'
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"bad": object()})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_work_folder_goes_with_its_work_unless_it_is_renamed(tmp_path):
+    with work_folder(tmp_path, "kept") as folder:
+        (folder / "x").write_text("x")
+        folder.rename(tmp_path / "whole")
+    assert (tmp_path / "whole" / "x").exists()
+    with pytest.raises(RuntimeError), work_folder(tmp_path, "broken"):
+        raise RuntimeError
+    assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_holds_stays(tmp_path):
+    script = (
+        "import os, pathlib\nfrom rankstill.storage import work_folder\n"
+        f"with work_folder(pathlib.Path({str(tmp_path)!r}), 'killed') as folder: os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    (left,) = (tmp_path / "partial").iterdir()
+    with work_folder(tmp_path, "first") as first, work_folder(tmp_path, "second") as second:
+        assert not left.exists()
+        assert first.is_dir()
+        assert second.is_dir()
