@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -17,10 +17,12 @@ import torch
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, judged_split
+from rankstill.bi_encoder import load_bi_encoder
 from rankstill.candidates import made_pairs, unlabelled_pairs
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.data import build_lists, with_pair_id
-from rankstill.labels import LabelStore
+from rankstill.encoders import find_encoder
+from rankstill.labels import LabelStore, weighted_scores
 from rankstill.relay import relay
 from rankstill.schema import LABELS, ProgressEvent
 from rankstill.scoring import is_bfloat16, torch_scorer
@@ -30,6 +32,8 @@ from rankstill.teachers.cross_encoder import fingerprint
 ACTOR_SHARE = 0.5
 """CPUs that Ray counts for a labelling actor per thread of it. Were it 1, actors would hold every CPU of a small
 cluster, and no task could read what they wait for."""
+Kind = Literal["cross", "bi"]
+"""What a labelling model is: a cross-encoder, or a sentence encoder whose cosines are scores."""
 IO_CPUS = 0.1
 """CPUs that Ray counts for a read or write task."""
 
@@ -54,10 +58,22 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Labeller:
+    """A model that labels, and the store that its labels go to."""
+
+    kind: Kind
+    folder: Path
+    precision: str
+    store: LabelStore
+
+
+@dataclass(frozen=True)
 class LabelJob:
     """What a labelling actor needs to know."""
 
-    teacher: str
+    model: str
+    kind: Kind
+    max_length: int
     precision: str
     token_budget: int
     device: str
@@ -67,17 +83,20 @@ class LabelJob:
 
 
 class LabelActor:
-    """Holds the teacher and scores blocks of pairs."""
+    """Holds a labelling model and scores blocks of pairs."""
 
     def __init__(self, job: LabelJob) -> None:
         torch.set_num_threads(job.threads)
         self._job = job
-        encoder = load_cross_encoder(job.teacher, "teacher")
-        self._scorer = torch_scorer(encoder, job.device, job.precision, job.token_budget)
+        if job.kind == "bi":
+            self._score = load_bi_encoder(job.model, "teacher.base", job.device, job.precision, job.max_length).score
+        else:
+            encoder = load_cross_encoder(job.model, "teacher", job.max_length)
+            self._score = torch_scorer(encoder, job.device, job.precision, job.token_budget).score
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Add scores; keep the columns of schema LABELS."""
-        scores = self._scorer.score(batch["query"].to_pylist(), batch["text"].to_pylist())
+        scores = np.asarray(self._score(batch["query"].to_pylist(), batch["text"].to_pylist()), dtype=np.float32)
         if self._job.mailbox is not None:
             self._job.mailbox.put.remote(ProgressEvent("label", len(scores), self._job.total, "pair", {}))
         now = np.full(len(scores), np.datetime64(datetime.now(UTC).replace(tzinfo=None), "ms"))
@@ -88,33 +107,34 @@ class LabelActor:
 
 def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     """Label what has no label yet, then join judgements and soft labels to candidate lists."""
-    config = run.config
-    precision = "bfloat16" if is_bfloat16(config.labels.precision, run.share.device) else "float32"
-    identity = fingerprint(taught.folder, config.data.fields, config.teacher.max_length, precision)
-    store = LabelStore(
-        run.root / "labels",
-        identity,
-        {
-            "teacher": str(taught.folder),
-            "fields": list(config.data.fields),
-            "max_length": config.teacher.max_length,
-            "precision": precision,
-        },
-    )
-    wanted = config.labels.model_dump(include={"candidates", "made_queries", "made_candidates"})
-    key = step_key(prepared.key, identity, wanted, config.train.seed)
+    settings = run.config.labels
+    labellers = [open_labeller(run, "cross", taught.folder)]
+    if settings.encoder_weight:
+        labellers.append(open_labeller(run, "bi", find_encoder(run.config.teacher.base, "teacher.base")))
+    wanted = settings.model_dump(include={"candidates", "made_queries", "made_candidates", "encoder_weight"})
+    key = step_key(prepared.key, [one.store.fingerprint for one in labellers], wanted, run.config.train.seed)
 
     def build(folder: Path) -> None:
         train, valid = (judged_split(prepared.pairs, split) for split in ("train", "valid"))
         unlabelled = [candidates(run, prepared, train), made_queries(run, prepared)]
         train = pl.concat([train, *map(with_pair_id, unlabelled)], how="diagonal")
-        label_pairs(run, store, taught.folder, precision, pl.concat([train, valid]))
-        labels = store.scan().select("pair_id", "score").unique("pair_id").collect()
+        scores = [label_pairs(run, labeller, pl.concat([train, valid])) for labeller in labellers]
+        labels = scores[0] if len(scores) == 1 else weighted_scores(scores[0], scores[1], settings.encoder_weight)
         for split, pairs in (("train", train), ("valid", valid)):
             pq.write_table(build_lists(pairs, labels), folder / f"{split}.parquet")
-        write_json(folder / "labels.json", {"fingerprint": identity, "files": [str(file) for file in store.files()]})
+        stores = {one.store.fingerprint: [str(file) for file in one.store.files()] for one in labellers}
+        write_json(folder / "labels.json", stores)
 
-    return Labelled(key, run.step("lists", key, build), identity)
+    return Labelled(key, run.step("lists", key, build), labellers[0].store.fingerprint)
+
+
+def open_labeller(run: Run, kind: Kind, folder: Path) -> Labeller:
+    """A model with the store under its fingerprint."""
+    fields, max_length = run.config.data.fields, run.config.teacher.max_length
+    precision = "bfloat16" if is_bfloat16(run.config.labels.precision, run.share.device) else "float32"
+    identity = fingerprint(folder, fields, max_length, precision)
+    described = {"teacher": str(folder), "fields": list(fields), "max_length": max_length, "precision": precision}
+    return Labeller(kind, folder, precision, LabelStore(run.root / "labels", identity, described))
 
 
 def candidates(run: Run, prepared: Prepared, train: pl.DataFrame) -> pl.DataFrame:
@@ -134,27 +154,30 @@ def made_queries(run: Run, prepared: Prepared) -> pl.DataFrame:
     return made_pairs(prepared.items, labels.made_queries, labels.made_candidates, known, run.config.train.seed)
 
 
-def label_pairs(run: Run, store: LabelStore, teacher: Path, precision: str, pairs: pl.DataFrame) -> int:
-    """Score the pairs that the store lacks and append them as one commit; returns their number."""
-    missing = store.missing(pairs).select("pair_id", "query", "item_id", "text")
-    run.reporter.event("labels", state="counted", pairs=pairs.height, missing=missing.height)
-    if missing.is_empty():
-        return 0
-    with work_folder(run.root, "labels") as aside:
-        write_blocks(missing, aside / "pending", run.config.labels.block)
-        with relay(run.reporter) as mailbox:
-            share = run.share
-            job = LabelJob(
-                teacher=str(teacher),
-                precision=precision,
-                token_budget=run.config.labels.token_budget,
-                device=share.device,
-                threads=share.actor_cpus,
-                total=missing.height,
-                mailbox=mailbox,
-            )
-            label_folder(job, aside / "pending", aside / "done", share.actors, run.config.labels.block)
-        return store.append(aside / "done")
+def label_pairs(run: Run, labeller: Labeller, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Score the pairs that the store lacks and append them as one commit; returns pair_id and score of all of them."""
+    missing = labeller.store.missing(pairs).select("pair_id", "query", "item_id", "text")
+    run.reporter.event("labels", state="counted", kind=labeller.kind, pairs=pairs.height, missing=missing.height)
+    if missing.height:
+        with work_folder(run.root, "labels") as aside:
+            write_blocks(missing, aside / "pending", run.config.labels.block)
+            with relay(run.reporter) as mailbox:
+                share = run.share
+                job = LabelJob(
+                    model=str(labeller.folder),
+                    kind=labeller.kind,
+                    max_length=run.config.teacher.max_length,
+                    precision=labeller.precision,
+                    token_budget=run.config.labels.token_budget,
+                    device=share.device,
+                    threads=share.actor_cpus,
+                    total=missing.height,
+                    mailbox=mailbox,
+                )
+                label_folder(job, aside / "pending", aside / "done", share.actors, run.config.labels.block)
+            labeller.store.append(aside / "done")
+    scores = labeller.store.scan().select("pair_id", "score").unique("pair_id")
+    return scores.join(pairs.lazy().select("pair_id"), on="pair_id", how="semi").collect()
 
 
 def write_blocks(pairs: pl.DataFrame, folder: Path, rows: int) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from rankstill.encoders import find_encoder
 from rankstill.errors import ModelError
-from rankstill.scoring import plan_batches
+from rankstill.scoring import is_bfloat16, plan_batches
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,12 @@ class BiEncoder:
         return (hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
 
 
-def load_bi_encoder(name: str, field: str, device: str = "cpu") -> BiEncoder:
+def load_bi_encoder(
+    name: str, field: str, device: str = "cpu", precision: str = "float32", max_length: int | None = None
+) -> BiEncoder:
     """Load a sentence encoder in sentence-transformers' folder form (or a bare encoder, mean pooled).
+
+    `max_length` of None takes the tokenizer's own; for `precision` see `scoring.is_bfloat16`.
 
     Raises:
         ModelError: not a usable model, or a pooling other than mean and cls.
@@ -72,7 +76,9 @@ def load_bi_encoder(name: str, field: str, device: str = "cpu") -> BiEncoder:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{field}: {name!r} can't be loaded ({reason}); give a whole model folder") from error
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1 << 30))
-    return BiEncoder(model.to(torch.device(device)).eval(), tokenizer, _pooling(folder, field), longest)
+    dtype = torch.bfloat16 if is_bfloat16(precision, device) else torch.float32
+    model = model.to(device=torch.device(device), dtype=dtype).eval()
+    return BiEncoder(model, tokenizer, _pooling(folder, field), min(max_length or longest, longest))
 
 
 def _pooling(folder: Path, field: str) -> str:

@@ -145,6 +145,8 @@ class Labels(Section):
     """Further queries, each a run of words of an item's text, that the teacher scores with that item and others."""
     made_candidates: int = Field(default=12, ge=2)
     """Items of each made query."""
+    encoder_weight: float = Field(default=0.0, ge=0, lt=1)
+    """Weight, in soft labels, of the untrained `teacher.base` as a sentence encoder, beside the teacher's score."""
     token_budget: int = Field(default=2048, ge=64)
     """Padded tokens in one forward pass."""
     block: int = Field(default=4096, ge=1)
@@ -260,3 +262,12 @@ class Config(Section):
     """Where everything is kept."""
     resources: Resources = Resources()
     """What a run may use."""
+
+    @model_validator(mode="after")
+    def _encoder_to_weigh(self) -> "Config":
+        if self.labels.encoder_weight and self.teacher.base == "random":
+            raise ValueError(
+                f"labels.encoder_weight is {self.labels.encoder_weight:g}, but teacher.base 'random' is no sentence"
+                " encoder; set it to 0 or name a pretrained base"
+            )
+        return self

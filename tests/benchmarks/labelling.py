@@ -90,7 +90,9 @@ def ray_rate(folder: Path, repeat: int, total: int) -> tuple[float, float]:
     start = time.perf_counter()
     with relay(first) as mailbox:
         job = LabelJob(
-            teacher=str(folder / "model"),
+            model=str(folder / "model"),
+            kind="cross",
+            max_length=128,
             precision="float32",
             token_budget=TOKEN_BUDGET,
             device="cpu",
