@@ -8,13 +8,17 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from builders import tiny_cross_encoder
 
 from jobs.pipeline import run_until
 from rankstill.artifacts import load_artifact
+from rankstill.bi_encoder import load_bi_encoder
 from rankstill.config import Config
 from rankstill.configfile import load_config
+from rankstill.cross_encoder import load_cross_encoder
 from rankstill.labels import LabelStore
 from rankstill.registry import Registry
+from rankstill.scoring import torch_scorer
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "jobs" / "configs" / "tiny.yaml"
@@ -55,6 +59,31 @@ def test_every_output_is_whole(made, config):
     version = Registry(Path(config.storage.root)).resolve("tiny@champion", "test")
     assert str(version.folder) == made.places["artifact"]
     assert list(Path(config.storage.root, "partial").iterdir()) == []
+
+
+def test_soft_labels_lean_on_the_base_encoder_as_told(cluster, tmp_path):
+    tiny_cross_encoder(max_length=64).save(tmp_path / "cross")
+    tiny_cross_encoder(seed=1, max_length=64).save(tmp_path / "base")
+    settings = [
+        "data.shop.queries=30",
+        "labels.encoder_weight=0.25",
+        "labels.precision=float32",
+        "labels.made_queries=5",
+    ]
+    models = [f"teacher.model={tmp_path / 'cross'}", f"teacher.base={tmp_path / 'base'}"]
+    config = load_config(TINY, [f"storage.root={tmp_path / 'root'}", *settings, *models])
+    made = run_until(config, "label")
+    pairs = pl.read_parquet(Path(made.places["lists"], "*.parquet")).explode("items").unnest("items")
+    queries, texts = pairs["query"].to_list(), pairs["text"].to_list()
+    encoder = load_cross_encoder(tmp_path / "cross", "test", 64)
+    ours = torch_scorer(encoder, "cpu", "float32", 512).score(queries, texts)
+    others = load_bi_encoder(str(tmp_path / "base"), "test", max_length=64).score(queries, texts)
+    distinct = pairs.with_columns(ours=ours, others=others).unique(["query", "text"])
+    scale = distinct["ours"].std() / distinct["others"].std()
+    leaning = 0.75 * ours + 0.25 * ((others - distinct["others"].mean()) * scale + distinct["ours"].mean())
+    assert pairs["score"].to_list() == pytest.approx(leaning.tolist(), abs=1e-4)
+    assert abs(leaning - ours).max() > 0.01
+    assert pairs["label"].null_count() > 5
 
 
 def test_each_pair_is_labelled_once(made, config):
