@@ -82,6 +82,8 @@ def train_worker(config: dict[str, TrainJob]) -> None:
     torch.manual_seed(job.train.seed)
     torch.set_flush_denormal(True)  # Adam's moments of rare tokens fade to denormals, with which CPUs are slow
     encoder = load_cross_encoder(job.initial, "initial model", job.max_length)
+    if job.device == "cpu":  # where the fused attention's backward pass takes a third of a step of short texts
+        encoder.model.set_attn_implementation("eager")
     for module in encoder.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = job.train.dropout
