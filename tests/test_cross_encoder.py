@@ -9,6 +9,7 @@ from builders import made_up_pairs, tiny_cross_encoder
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 
+from rankstill import cross_encoder
 from rankstill.cross_encoder import collate, load_cross_encoder, model_inputs, tokenise_pairs
 from rankstill.errors import ModelError
 from rankstill.scoring import torch_scorer
@@ -208,3 +209,15 @@ def test_a_model_without_segments_gets_none():
     assert set(model_inputs(encoder.model, batch)) == {"input_ids", "token_type_ids", "attention_mask"}
     encoder.model.config.type_vocab_size = 1
     assert set(model_inputs(encoder.model, batch)) == {"input_ids", "attention_mask"}
+
+
+def test_pairs_are_tokenised_in_chunks_that_nobody_notices(monkeypatch):
+    encoder = tiny_cross_encoder()
+    queries, texts = made_up_pairs(20)
+    whole = encoder.tokenise(queries, texts)
+    monkeypatch.setattr(cross_encoder, "TOKENISER_PAIRS", 7)
+    chunked = encoder.tokenise(queries, texts)
+    assert [ids.tolist() for ids in chunked.input_ids] == [ids.tolist() for ids in whole.input_ids]
+    assert [ids.tolist() for ids in chunked.segment_ids] == [ids.tolist() for ids in whole.segment_ids]
+    assert chunked.truncated.tolist() == whole.truncated.tolist()
+    assert 0 < whole.truncated.sum() < 20

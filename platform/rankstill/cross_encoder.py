@@ -17,6 +17,8 @@ from rankstill.errors import ModelError
 Ids = NDArray[np.int32]
 LONGEST_TOKEN = 32
 """Characters that one token stands for, at most; longer ones are left out of account."""
+TOKENISER_PAIRS = 8192
+"""Pairs of one call to the tokenizer, which keeps kilobytes a pair until the call's result is dropped."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -114,10 +116,18 @@ def load_cross_encoder(
 def tokenise_pairs(
     tokenizer: PreTrainedTokenizerFast, queries: Sequence[str], texts: Sequence[str], max_length: int
 ) -> TokenisedPairs:
-    """Token ids of pairs in one batched call.
+    """Token ids of pairs, in batched calls of a size that bounds what the tokenizer holds beside the ids.
 
     What lies further behind than any token reaches is cut before, so that an endless text costs no endless time.
     """
+    starts = range(0, len(queries), TOKENISER_PAIRS)
+    chunks = [slice(start, start + TOKENISER_PAIRS) for start in starts]
+    return join_pairs([_tokenise_chunk(tokenizer, queries[chunk], texts[chunk], max_length) for chunk in chunks])
+
+
+def _tokenise_chunk(
+    tokenizer: PreTrainedTokenizerFast, queries: Sequence[str], texts: Sequence[str], max_length: int
+) -> TokenisedPairs:
     reach = max_length * LONGEST_TOKEN
     encoded = tokenizer(
         [query[:reach] for query in queries],
