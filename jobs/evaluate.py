@@ -64,7 +64,13 @@ def evaluate_file(config: Config, model: str, judgements: str, split: str | None
         pairs = pairs.filter(pl.col("split") == split)
         if pairs.is_empty():
             raise DataError(f"--split {split!r}: {judgements!r} has no query of it; choose another")
-    return evaluate(ranker, pairs, judgements)[0]
+    report, table = evaluate(ranker, pairs, judgements)
+    if table["ndcg@10"].null_count() == table.height:
+        raise DataError(
+            f"--judgements: all labels of each query of {judgements!r} are equal, so that rankings can't be told apart;"
+            " give judgements that differ"
+        )
+    return report
 
 
 if __name__ == "__main__":

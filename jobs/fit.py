@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +80,16 @@ def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path) -> None:
                 ),
             ),
         )
+        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
             raise _cause(error) from error
+        except SystemExit as stop:  # how Ray's own handler, which `fit` installs and leaves behind, ends an interrupt
+            raise KeyboardInterrupt from stop
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_interrupt)
     best = result.get_best_checkpoint(METRIC, "max")
     if best is None or result.checkpoint is None:
         raise RunError(f"{plan.task}: the run in {str(folder)!r} left no checkpoint; remove that folder and run again")

@@ -54,7 +54,7 @@ def run_until(config: Config, verb: str = "pipeline") -> Made:
     from jobs.prepare import prepare_data
     from jobs.run import Run
     from jobs.teach import judged_split, teach
-    from jobs.train import check_student
+    from jobs.train import check_models
     from rankstill.progress import Reporter
     from rankstill.schema import SPLITS
 
@@ -63,7 +63,7 @@ def run_until(config: Config, verb: str = "pipeline") -> Made:
         prepared = prepare_data(run)
         for split in SPLITS:  # what a later step would refuse is refused before hours of work
             judged_split(prepared.pairs, split)
-        check_student(config)
+        check_models(config)
         taught = teach(run, prepared)
         places = {"data": str(prepared.folder), "teacher": str(taught.folder)}
         if verb == "teach":

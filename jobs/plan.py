@@ -7,9 +7,10 @@ import polars as pl
 
 from jobs.prepare import Prepared
 from jobs.teach import judged_split, label_max, teacher_key
-from jobs.train import check_student
+from jobs.train import check_models
 from rankstill.config import Config, Train
 from rankstill.data import fingerprint_data, prepare
+from rankstill.storage import make_root
 
 
 def plan_rows(config: Config) -> list[list[str]]:
@@ -18,17 +19,18 @@ def plan_rows(config: Config) -> list[list[str]]:
     Raises:
         InputError: what the run itself would refuse about the data or the models.
     """
-    root = config.storage.folder
+    root = make_root(config.storage.root)
     key = fingerprint_data(config.data)[:16]
     with tempfile.TemporaryDirectory() as aside:
         summary = prepare(config.data, Path(aside))
         pairs = Prepared(key, Path(aside)).pairs
     train, valid, test = (judged_split(pairs, split) for split in ("train", "valid", "test"))
     label_max(train)
-    check_student(config)
+    check_models(config)
     teacher = root / "teachers" / teacher_key(config.teacher, key)
     labels = config.labels
-    unlabelled = labels.candidates * train["query_id"].n_unique() + labels.made_candidates * labels.made_queries
+    made = labels.made_candidates * min(labels.made_queries, summary["items"])
+    unlabelled = labels.candidates * train["query_id"].n_unique() + made
     rejected = sum(source["rejected"] for source in summary["sources"])
     taught = "loaded as it is" if config.teacher.model else _training(train, config.teacher.train)
     rows = [

@@ -13,8 +13,8 @@ from jobs.teach import Taught, label_max
 from rankstill.config import Config, Student
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.objective import Objective
-from rankstill.students.cross import make_student, pick_layers
-from rankstill.teachers.cross_encoder import model_identity, teacher_depth
+from rankstill.students.cross import layer_count, make_student, pick_layers
+from rankstill.teachers.cross_encoder import model_identity
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,23 @@ def student_identity(config: Student) -> str:
     return model_identity(config.init, "student.init") if own else config.init
 
 
-def check_student(config: Config) -> None:
-    """Refuse, before hours of work, a student that can't be made.
+def check_models(config: Config) -> None:
+    """Refuse, before hours of work, a teacher that can't be loaded and a student that can't be made.
 
     Raises:
-        InputError: its folder is no model, or it takes more layers than the teacher has.
+        InputError: a folder is no model, or the student takes more layers than the teacher has.
     """
-    student_identity(config.student)
-    depth = teacher_depth(config.teacher)
-    if config.student.init == "teacher" and depth is not None:
-        pick_layers(depth, config.student.layers)
+    teacher, student = config.teacher, config.student
+    if teacher.model:
+        depth = layer_count(load_cross_encoder(teacher.model, "teacher.model"))
+    elif teacher.base == "random":
+        depth = teacher.random.layers
+    else:
+        depth = layer_count(load_cross_encoder(teacher.base, "teacher.base", fresh_head=True))
+    if student.init == "teacher":
+        pick_layers(depth, student.layers)
+    elif student.init != "random":
+        load_cross_encoder(student.init, "student.init", fresh_head=True)
 
 
 def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> Trained:

@@ -132,9 +132,10 @@ def require_free(host: str, port: int) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no name of a host"
         raise AddressError(
-            f"serve.port={port} on serve.host={host!r} can't be used ({error.strerror}); free it or choose another"
+            f"serve.port={port} on serve.host={host!r} can't be used ({reason}); free it or choose another"
         ) from error
 
 

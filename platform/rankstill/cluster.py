@@ -53,7 +53,7 @@ def share_of(resources: Resources) -> Share:
     """Resolve "auto" against the connected cluster; call `connect` first.
 
     Raises:
-        ConfigError: GPUs are asked for and the cluster has none.
+        ConfigError: GPUs are asked for and the cluster has none, or more workers or actors than it has room for.
     """
     total = ray.cluster_resources()
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
@@ -63,6 +63,10 @@ def share_of(resources: Resources) -> Share:
     on_gpu = resources.device == "cuda" or (resources.device == "auto" and gpus > 0)
     workers = resources.workers if resources.workers != "auto" else (gpus if on_gpu else 1)
     actors = resources.actors if resources.actors != "auto" else (gpus if on_gpu else cpus)
+    room, unit = (gpus, "GPUs") if on_gpu else (cpus, "CPUs")
+    for field, count in (("workers", workers), ("actors", actors)):
+        if count > room:
+            raise ConfigError(f"resources.{field} is {count} but the cluster has {room} {unit}; give {room} or fewer")
     return Share(
         device="cuda" if on_gpu else "cpu",
         workers=workers,

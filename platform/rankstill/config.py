@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Auto = Literal["auto"]
 
@@ -36,7 +36,7 @@ class Shop(Section):
     """Number of queries."""
     candidates: int = Field(default=20, ge=2)
     """Judged items a query, at most."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """The same seed gives the same shop."""
 
 
@@ -117,7 +117,7 @@ class Train(Section):
     """DeepSpeed ZeRO stage: what is sharded over the workers."""
     max_failures: int = Field(default=1, ge=0)
     """Worker failures after which a run gives up; before that it continues at its last checkpoint."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of initial weights, of shuffling and of sampling."""
 
 
@@ -142,7 +142,7 @@ class Labels(Section):
     candidates: int = Field(default=0, ge=0)
     """Unlabelled items a training query, found by BM25, that the teacher scores beside the judged ones."""
     made_queries: int = Field(default=0, ge=0)
-    """Further queries, each a run of words of an item's text, that the teacher scores with that item and others."""
+    """Further queries, at most one an item: words of its text, which the teacher scores with it and other items."""
     made_candidates: int = Field(default=12, ge=2)
     """Items of each made query."""
     encoder_weight: float = Field(default=0.0, ge=0, lt=1)
@@ -207,8 +207,17 @@ class Serve(Section):
 class Storage(Section):
     """Where everything is kept."""
 
-    root: str = ".rankstill"
+    root: str = Field(default=".rankstill", min_length=1, pattern=r"^[^\x00]+$")
     """Folder of all outputs: prepared data, teachers, labels, students, artifacts, registry."""
+
+    @field_validator("root")
+    @classmethod
+    def _home_is_known(cls, value: str) -> str:
+        try:
+            Path(value).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{error}; give a folder") from error
+        return value
 
     @property
     def folder(self) -> Path:

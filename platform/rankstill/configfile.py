@@ -91,12 +91,12 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{key}={text!r}: the value is not valid YAML ({_one_line(error)}); quote it") from error
     node: Any = tree
     *parents, last = key.split(".")
-    for part in parents:
+    for part, following in zip(parents, [*parents[1:], last], strict=True):
         if isinstance(node, list):
             node = node[_position(node, part, key)]
         else:
             if node.get(part) in (None, "auto"):  # as in `resources: auto`
-                node[part] = {}
+                node[part] = [] if following == "0" else {}
             node = node[part]
         if not isinstance(node, dict | list):
             raise ConfigError(f"{key}: {part!r} holds the value {node!r}, which has no parts; drop what follows it")
@@ -107,8 +107,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _position(items: list[Any], part: str, key: str) -> int:
-    if not (part.isascii() and part.isdecimal()) or int(part) >= len(items):
-        raise ConfigError(f"{key}: {part!r} is no position in a list of {len(items)}; count from 0")
+    """A position in a list; the one behind its end makes room for one more."""
+    if not (part.isascii() and part.isdecimal()) or int(part) > len(items):
+        raise ConfigError(
+            f"{key}: {part!r} is no position in a list of {len(items)}; count from 0, {len(items)} appends"
+        )
+    if int(part) == len(items):
+        items.append({})
     return int(part)
 
 
@@ -125,7 +130,9 @@ def _explain(location: tuple[int | str, ...], error: Any) -> str:
         return f"config key {dotted!r} is missing; add it (`--help` lists every key)"
     value = error["input"]
     shown = "" if isinstance(value, dict) else f" has the value {value!r}"
-    return f"config key {dotted or 'top level'!r}{shown}: {message[0].lower()}{message[1:]}"
+    if not location:
+        return f"config: {message}"
+    return f"config key {dotted!r}{shown}: {message[0].lower()}{message[1:]}"
 
 
 def _as_written(location: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -94,7 +94,7 @@ def load_cross_encoder(
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype="float32", **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{field}: {str(name)!r} can't be loaded ({reason}); give a whole model folder") from error
     finally:

@@ -172,6 +172,12 @@ def _read_sources(
     for number, source in enumerate(getattr(config, kind)):
         where = label or f"data.{kind}.{number}.path"
         files = list_files(source.path, where)
+        known = {"query", "item_id", "title", "label", "split", "frequency", *config.fields}
+        if unknown := sorted(set(source.columns) - known):
+            raise DataError(
+                f"{where.removesuffix('.path')}.columns has {unknown[0]!r}, which is no column of ours; use"
+                f" {', '.join(sorted(known))} (item fields are those of data.fields)"
+            )
         tally = Tally(source.name or short_name(source.path.rstrip("/")).split(".")[0])
         rows = itertools.chain.from_iterable(read_rows(file) for file in files)
         required = _REQUIRED if kind == "sources" else ("title",)
@@ -221,6 +227,9 @@ def _usable(
 
 def _problem(values: dict[str, Any], required: tuple[str, ...], label_scale: float) -> str:
     """Why a row can't be used, or an empty string."""
+    for name, value in values.items():
+        if isinstance(value, bytes | list | dict):
+            return f"{name} is {type(value).__name__}, not text"
     for name in ("query", "title"):
         if name in required and (values[name] is None or not normalise(str(values[name]))):
             return f"no {name}"
@@ -257,7 +266,8 @@ def _clean(value: Any) -> str | None:
 def _check_tally(tally: Tally, source: Source, required: tuple[str, ...], limit: float, where: str) -> None:
     if tally.rows == 0:
         raise DataError(f"{where}: {source.path!r} is empty; give a file with rows")
-    absent = [name for name in required if source.columns.get(name, name) not in tally.columns]
+    mapped = [name for name in source.columns if name not in required]
+    absent = [name for name in (*required, *mapped) if source.columns.get(name, name) not in tally.columns]
     if absent and tally.columns:
         name = absent[0]
         raise DataError(

@@ -70,7 +70,10 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
 def _trained_fields(folder: Path) -> tuple[str, ...] | None:
     """The item fields in the config that a run leaves beside what it makes."""
     path = folder / "config.yaml"
-    return load_config(path).data.fields if path.is_file() else None
+    try:
+        return load_config(path).data.fields if path.is_file() else None
+    except ConfigError:  # another tool's
+        return None
 
 
 def pick_device(wanted: str) -> str:

@@ -51,14 +51,21 @@ def list_files(path: str, field: str) -> list[str]:
 
 
 def fingerprint_files(files: list[str]) -> str:
-    """Hash of the contents of local files, or of what their store says of remote ones (size, time, tag)."""
+    """Hash of the contents of local files, or of what their store says of remote ones (size, time, tag).
+
+    Raises:
+        DataError: a file can't be read.
+    """
     state = hashlib.blake2b(digest_size=16)
     for file in files:
         filesystem, name = fsspec.url_to_fs(file)
         if "file" in filesystem.protocol:
-            with filesystem.open(name, "rb") as stream:
-                while chunk := stream.read(1 << 22):
-                    state.update(chunk)
+            try:
+                with filesystem.open(name, "rb") as stream:
+                    while chunk := stream.read(1 << 22):
+                        state.update(chunk)
+            except OSError as error:
+                raise DataError(f"{name}: can't be read ({error.strerror}); check the file and its rights") from error
         else:
             state.update(f"{file}\0{filesystem.ukey(name)}\0".encode())
     return state.hexdigest()
@@ -80,7 +87,7 @@ def read_rows(file: str) -> Iterator[Row]:
                 yield from _read_jsonl(file, stream) if name.endswith(".jsonl") else _read_csv(file, stream)
     except UnicodeDecodeError as error:
         raise DataError(f"{short_name(file)}: is not UTF-8 ({error.reason}); convert it") from error
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, OverflowError, zlib.error, pa.ArrowException) as error:
         raise DataError(f"{short_name(file)}: can't be read ({error}); check that it is whole") from error
 
 

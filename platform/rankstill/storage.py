@@ -20,15 +20,14 @@ def make_root(root: str | Path) -> Path:
     Raises:
         ConfigError: it can't be.
     """
-    folder = Path(root).expanduser().resolve()
     try:
+        folder = Path(root).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise ConfigError(
-            f"storage.root={str(root)!r} can't be written ({error.strerror}); give a folder that can"
-        ) from error
+    except (OSError, RuntimeError, ValueError) as error:  # no such user's home, a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"storage.root={str(root)!r} can't be written ({reason}); give a folder that can") from error
     return folder
 
 

@@ -91,6 +91,7 @@ def train_worker(config: dict[str, TrainJob]) -> None:
     plan = plan_epoch(lists, job.train, epoch=0, workers=workers)
     engine = make_engine(encoder, job, lists_per_worker=len(plan[0]) // workers, steps=len(plan) * job.train.epochs)
     course = _restore(engine)
+    remaining = len(plan) * (job.train.epochs - course.epoch)
     while course.epoch < job.train.epochs and course.stale < job.train.patience:
         epoch = course.epoch
         engine.train()
@@ -98,7 +99,7 @@ def train_worker(config: dict[str, TrainJob]) -> None:
         for step in plan_epoch(lists, job.train, epoch, workers):
             losses.append(train_step(engine, encoder, lists, step[rank::workers], job))
             if rank == 0 and job.mailbox is not None:
-                event = ProgressEvent(job.task, 1, len(plan) * job.train.epochs, "step", {"loss": round(losses[-1], 4)})
+                event = ProgressEvent(job.task, 1, remaining, "step", {"loss": round(losses[-1], 4)})
                 job.mailbox.put.remote(event)
         loss = _mean_over_ranks(float(np.mean(losses)), engine.device)
         metric = evaluate(engine, encoder, valid, rank, workers)

@@ -33,7 +33,7 @@ def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEnc
         ModelError: a teacher whose layers can't be told apart.
     """
     stack = _layer_stack(teacher.model)
-    depth = teacher.model.config.num_hidden_layers
+    depth = layer_count(teacher)
     taken = pick_layers(depth, layers)
     config = copy.deepcopy(teacher.model.config)
     config.num_hidden_layers = layers
@@ -49,6 +49,11 @@ def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEnc
             weights[f"{stack}.{position[old]}.{key[match.end() :]}"] = tensor
     student.load_state_dict(weights)
     return CrossEncoder(student, teacher.tokenizer, min(max_length, teacher.max_length))
+
+
+def layer_count(encoder: CrossEncoder) -> int:
+    """Transformer layers of a model."""
+    return encoder.model.config.num_hidden_layers
 
 
 def pick_layers(depth: int, count: int) -> list[int]:

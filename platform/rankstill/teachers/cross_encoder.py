@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from rankstill.config import Teacher
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
@@ -20,17 +19,6 @@ def untrained_teacher(config: Teacher, texts: Iterable[str]) -> CrossEncoder:
         return load_cross_encoder(config.base, "teacher.base", config.max_length, fresh_head=True)
     tokenizer = random_tokenizer(texts, config.random.vocabulary, config.max_length)
     return CrossEncoder(random_model(config.random, len(tokenizer), config.max_length), tokenizer, config.max_length)
-
-
-def teacher_depth(config: Teacher) -> int | None:
-    """Transformer layers that the teacher will have; None where its config doesn't tell."""
-    if not config.model and config.base == "random":
-        return config.random.layers
-    folder = find_encoder(config.model or config.base, "teacher.model" if config.model else "teacher.base")
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False).num_hidden_layers
-    except (OSError, ValueError, AttributeError):  # whoever loads the model says what is wrong with it
-        return None
 
 
 def model_identity(name: str, field: str) -> str:
