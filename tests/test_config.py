@@ -110,6 +110,17 @@ def test_data_come_from_files_or_from_a_shop_and_not_both_or_neither(data):
     assert "not both or neither" in message
 
 
+def test_overrides_start_lists_and_append_to_them():
+    config = load_config(FILES, ["data.items.0.path=i.csv", "data.items.0.name=own", "data.sources.2.path=d.csv"])
+    assert [(item.path, item.name) for item in config.data.items] == [("i.csv", "own")]
+    assert [source.path for source in config.data.sources] == ["a.jsonl", "b.csv", "d.csv"]
+
+
+@pytest.mark.parametrize("override", ["storage.root=~nobody-of-that-name/x", "train.seed=99999999999999999999"])
+def test_values_that_only_the_work_would_trip_over_are_refused(override):
+    assert override.partition("=")[0] in refusal(SHOP, override)
+
+
 def test_overrides_reach_every_depth_and_later_ones_win():
     config = load_config(
         FILES,

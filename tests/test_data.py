@@ -439,3 +439,24 @@ def test_a_label_whose_gain_would_overflow_is_rejected_after_scaling(tmp_path):
     source = Source(path=str(write_jsonl(tmp_path / "a.jsonl", rows)), label_scale=20.0)
     with pytest.raises(DataError, match="over 30"):
         prepare(Data(sources=(source,)), tmp_path)
+
+
+def test_mapped_columns_must_be_known_and_there(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [judgement("drill", 1, 1)])
+    unknown = refusal(Data(sources=(Source(path=str(path), columns={"titel": "title"}),)), tmp_path)
+    assert "data.sources.0.columns has 'titel'" in unknown
+    absent = refusal(Data(sources=(Source(path=str(path), columns={"brand": "maker"}),)), tmp_path)
+    assert "no column 'maker'" in absent
+
+
+@pytest.mark.parametrize("title", [["a drill"], {"en": "drill"}])
+def test_what_is_no_text_is_rejected(tmp_path, title):
+    path = write_jsonl(tmp_path / "a.jsonl", [judgement("drill", 1, 1, title=title)])
+    assert f"title is {type(title).__name__}, not text" in refusal(data_config(path), tmp_path)
+
+
+def test_a_file_behind_a_broken_link_is_named(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"a\.jsonl: can't be read"):
+        fingerprint_data(data_config(tmp_path / "rows"))

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from builders import tiny_cross_encoder
+from builders import judgement, tiny_cross_encoder, write_jsonl
 
+from jobs.evaluate import evaluate_file
 from jobs.pipeline import run_until
 from rankstill.artifacts import load_artifact
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
+from rankstill.errors import DataError
 from rankstill.labels import LabelStore
 from rankstill.registry import Registry
 from rankstill.scoring import torch_scorer
@@ -209,3 +211,9 @@ def test_dry_run_plans_and_writes_nothing(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "720 pairs" in result.stdout
     assert not (tmp_path / "root").exists()
+
+
+def test_judgements_that_measure_nothing_are_refused(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [judgement("drill", item, 0) for item in range(4)])
+    with pytest.raises(DataError, match="--judgements: all labels"):
+        evaluate_file(load_config({"data": {"sources": [{"path": str(path)}]}}), "bm25", str(path), None, True)

@@ -5,6 +5,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{key}={text!r}: the value is not valid YAML ({_one_line(error)}); quote it") from error
     node: Any = tree
-    *parents, last = key.split(".")
-    for part, following in zip(parents, [*parents[1:], last], strict=True):
+    parts = key.split(".")
+    last = parts[-1]
+    for part, following in pairwise(parts):
         if isinstance(node, list):
             node = node[_position(node, part, key)]
         else:
