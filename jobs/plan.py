@@ -10,7 +10,6 @@ from jobs.teach import judged_split, label_max, teacher_key
 from jobs.train import check_models
 from rankstill.config import Config, Train
 from rankstill.data import fingerprint_data, prepare
-from rankstill.storage import make_root
 
 
 def plan_rows(config: Config) -> list[list[str]]:
@@ -19,7 +18,7 @@ def plan_rows(config: Config) -> list[list[str]]:
     Raises:
         InputError: what the run itself would refuse about the data or the models.
     """
-    root = make_root(config.storage.root)
+    root = config.storage.folder
     key = fingerprint_data(config.data)[:16]
     with tempfile.TemporaryDirectory() as aside:
         summary = prepare(config.data, Path(aside))
