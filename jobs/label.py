@@ -34,6 +34,8 @@ ACTOR_SHARE = 0.5
 cluster, and no task could read what they wait for."""
 Kind = Literal["cross", "bi"]
 """What a labelling model is: a cross-encoder, or a sentence encoder whose cosines are scores."""
+TASKS: dict[Kind, str] = {"cross": "label", "bi": "label by the base"}
+"""Names shown with progress."""
 IO_CPUS = 0.1
 """CPUs that Ray counts for a read or write task."""
 
@@ -98,7 +100,7 @@ class LabelActor:
         """Add scores; keep the columns of schema LABELS."""
         scores = np.asarray(self._score(batch["query"].to_pylist(), batch["text"].to_pylist()), dtype=np.float32)
         if self._job.mailbox is not None:
-            self._job.mailbox.put.remote(ProgressEvent("label", len(scores), self._job.total, "pair", {}))
+            self._job.mailbox.put.remote(ProgressEvent(TASKS[self._job.kind], len(scores), self._job.total, "pair", {}))
         now = np.full(len(scores), np.datetime64(datetime.now(UTC).replace(tzinfo=None), "ms"))
         columns = {name: batch[name] for name in ("pair_id", "query", "item_id")}
         table = pa.table({**columns, "score": scores, "labelled_at": pa.array(now).cast(LABELS.types[-1])})

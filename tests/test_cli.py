@@ -1,4 +1,5 @@
-import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 
@@ -53,7 +54,8 @@ def test_an_error_that_nobody_foresaw_keeps_its_trace():
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, ModelError, AddressError, RunError])
 def test_errors_survive_the_way_between_processes(kind):
-    error = pickle.loads(pickle.dumps(kind("field: value; remedy")))
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        error = pool.submit(kind, "field: value; remedy").result()
     assert type(error) is kind
     assert str(error) == "field: value; remedy"
     assert error.exit_code == kind.exit_code

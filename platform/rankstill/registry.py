@@ -34,8 +34,7 @@ class Registry:
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
         from mlflow import MlflowClient  # slow to import, and only commands that need a registry should wait
 
-        make_root(root / "registry")
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / FILE}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{make_root(root / FILE.parent) / FILE.name}"
         self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def register(self, name: str, folder: Path, tags: dict[str, str]) -> Version:
