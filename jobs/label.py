@@ -18,6 +18,7 @@ from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, judged_split
 from rankstill.bi_encoder import load_bi_encoder
+from rankstill.bm25 import Bm25
 from rankstill.candidates import made_pairs, unlabelled_pairs
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.data import build_lists, with_pair_id
@@ -118,8 +119,7 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
 
     def build(folder: Path) -> None:
         train, valid = (judged_split(prepared.pairs, split) for split in ("train", "valid"))
-        unlabelled = [candidates(run, prepared, train), made_queries(run, prepared)]
-        train = pl.concat([train, *map(with_pair_id, unlabelled)], how="diagonal")
+        train = pl.concat([train, *further_pairs(run, prepared, train)], how="diagonal")
         scores = [label_pairs(run, labeller, pl.concat([train, valid])) for labeller in labellers]
         labels = scores[0] if len(scores) == 1 else weighted_scores(scores[0], scores[1], settings.encoder_weight)
         for split, pairs in (("train", train), ("valid", valid)):
@@ -139,21 +139,20 @@ def open_labeller(run: Run, kind: Kind, folder: Path) -> Labeller:
     return Labeller(kind, folder, precision, LabelStore(run.root / "labels", identity, described))
 
 
-def candidates(run: Run, prepared: Prepared, train: pl.DataFrame) -> pl.DataFrame:
-    """Unlabelled items for the training queries."""
-    count = run.config.labels.candidates
-    if count:
+def further_pairs(run: Run, prepared: Prepared, train: pl.DataFrame) -> list[pl.DataFrame]:
+    """Unlabelled items for the training queries, and further queries made of the words of items, with items."""
+    labels, items = run.config.labels, prepared.items
+    further = []
+    index = Bm25(items["text"].to_list()) if labels.candidates or labels.made_queries else None
+    if index and labels.candidates:
         run.reporter.event("labels", state="searching candidates", queries=train["query_id"].n_unique())
-    return unlabelled_pairs(train, prepared.items, count)
-
-
-def made_queries(run: Run, prepared: Prepared) -> pl.DataFrame:
-    """Further queries, made of the words of items, with items."""
-    labels = run.config.labels
-    if labels.made_queries:
+        further.append(unlabelled_pairs(train, items, index, labels.candidates))
+    if index and labels.made_queries:
         run.reporter.event("labels", state="making queries", queries=labels.made_queries)
-    known = set(prepared.pairs["query"])
-    return made_pairs(prepared.items, labels.made_queries, labels.made_candidates, known, run.config.train.seed)
+        known = set(prepared.pairs["query"])
+        count, seed = labels.made_candidates, run.config.train.seed
+        further.append(made_pairs(items, index, labels.made_queries, count, known, seed))
+    return [with_pair_id(pairs) for pairs in further]
 
 
 def label_pairs(run: Run, labeller: Labeller, pairs: pl.DataFrame) -> pl.DataFrame:

@@ -1,6 +1,10 @@
+from collections.abc import Sequence
+
 import polars as pl
 
-from rankstill.candidates import COLUMNS, made_pairs, unlabelled_pairs
+from rankstill import candidates
+from rankstill.bm25 import Bm25
+from rankstill.candidates import COLUMNS
 from rankstill.text import digest
 
 TEXTS = ("red drill red", "blue drill case bag", "lamp")
@@ -13,6 +17,14 @@ def judged(*rows: tuple[str, str]) -> pl.DataFrame:
 
 
 ITEMS = pl.DataFrame({"item_id": ["a", "b", "c", "d"], "text": [*TEXTS, "drill"], "source": "shop"})
+
+
+def unlabelled_pairs(pairs: pl.DataFrame, items: pl.DataFrame, count: int) -> pl.DataFrame:
+    return candidates.unlabelled_pairs(pairs, items, Bm25(items["text"].to_list()), count)
+
+
+def made_pairs(items: pl.DataFrame, queries: int, count: int, known: Sequence[str] = (), seed: int = 0) -> pl.DataFrame:
+    return candidates.made_pairs(items, Bm25(items["text"].to_list()), queries, count, known, seed)
 
 
 def test_candidates_are_unjudged_items_best_first():
@@ -51,7 +63,7 @@ def shops() -> pl.DataFrame:
 
 
 def test_made_queries_are_neighbouring_words_of_the_item_that_comes_first():
-    made = made_pairs(shops(), 30, 8, known=(), seed=0)
+    made = made_pairs(shops(), 30, 8)
     assert made.columns == list(COLUMNS)
     assert set(made["split"]) == {"train"}
     firsts = made.group_by("query", maintain_order=True).first()
@@ -62,7 +74,7 @@ def test_made_queries_are_neighbouring_words_of_the_item_that_comes_first():
 
 
 def test_made_queries_get_different_items_of_all_kinds():
-    made = made_pairs(shops(), 30, 12, known=(), seed=0)
+    made = made_pairs(shops(), 30, 12)
     assert made.select("query", "item_id").is_duplicated().sum() == 0
     assert made.group_by("query").len()["len"].max() == 12
     strangers = [
@@ -73,25 +85,25 @@ def test_made_queries_get_different_items_of_all_kinds():
 
 def test_every_source_makes_as_many_queries():
     items = shops()
-    made = made_pairs(items, 30, 2, known=(), seed=0).group_by("query", maintain_order=True).first()
+    made = made_pairs(items, 30, 2).group_by("query", maintain_order=True).first()
     counts = made.join(items, on="item_id")["source"].value_counts()
     assert dict(counts.rows()) == {"small": 15, "large": 15}
 
 
 def test_known_queries_are_not_made_again():
-    made = made_pairs(shops(), 20, 2, known=(), seed=0)["query"].unique().to_list()
-    again = made_pairs(shops(), 20, 2, known=made, seed=0)["query"].unique()
+    made = made_pairs(shops(), 20, 2)["query"].unique().to_list()
+    again = made_pairs(shops(), 20, 2, known=made)["query"].unique()
     assert not set(again) & set(made)
 
 
 def test_the_seed_decides_and_too_few_items_give_what_they_can():
     items = shops()
-    assert made_pairs(items, 9, 4, (), 1).equals(made_pairs(items, 9, 4, (), 1))
-    assert not made_pairs(items, 9, 4, (), 1).equals(made_pairs(items, 9, 4, (), 2))
-    assert 0 < made_pairs(items, 10**6, 4, (), 1)["query"].n_unique() <= items.height
-    assert made_pairs(items, 0, 4, (), 1).height == 0
+    assert made_pairs(items, 9, 4, seed=1).equals(made_pairs(items, 9, 4, seed=1))
+    assert not made_pairs(items, 9, 4, seed=1).equals(made_pairs(items, 9, 4, seed=2))
+    assert 0 < made_pairs(items, 10**6, 4)["query"].n_unique() <= items.height
+    assert made_pairs(items, 0, 4).height == 0
 
 
 def test_texts_that_tell_nothing_make_no_query():
     items = pl.DataFrame({"item_id": ["a", "b"], "text": ["-- !", "12 x 4 350"], "source": "shop"})
-    assert made_pairs(items, 5, 4, (), 0).height == 0
+    assert made_pairs(items, 5, 4).height == 0

@@ -10,10 +10,12 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from rankstill.catalogue import Item, Query, ShopSize, generate_shop, grade
-from rankstill.catalogue_types import PRODUCT_TYPES, ProductType
+from rankstill.catalogue import ShopSize, generate_shop, grade
+from rankstill.catalogue_items import Item
+from rankstill.catalogue_queries import Query
+from rankstill.catalogue_types import ProductType, product_types
 
-KINDS = {kind.name: kind for kind in PRODUCT_TYPES}
+KINDS = {kind.name: kind for kind in product_types()}
 DRILL, DRIVER, SOFA = KINDS["cordless drill"], KINDS["impact driver"], KINDS["sofa"]
 DEFAULT_SHOP = generate_shop(ShopSize())
 # Few types, so many queries of each.
@@ -140,7 +142,7 @@ def test_a_bad_size_names_field_value_and_remedy(field: str, value: int) -> None
 
 
 def test_more_queries_than_the_shop_can_give_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankstill.catalogue.DRAWS_PER_QUERY", 1)
+    monkeypatch.setattr("rankstill.catalogue_queries.DRAWS_PER_QUERY", 1)
     with pytest.raises(ValueError, match=r"ShopSize\.queries is 500, but 1 items .* ask for fewer queries"):
         generate_shop(ShopSize(items=1, queries=500))
 
@@ -155,26 +157,26 @@ def test_each_label_is_common_and_no_list_is_flat() -> None:
 
 def test_at_least_twenty_types_are_for_sale() -> None:
     titles = DEFAULT_SHOP.items["title"].str.to_lowercase()
-    sold = [kind for kind in PRODUCT_TYPES if titles.str.contains(kind.name.lower(), literal=True).any()]
+    sold = [kind for kind in product_types() if titles.str.contains(kind.name.lower(), literal=True).any()]
     assert len(sold) >= 20
 
 
 def test_types_are_told_apart_by_their_names() -> None:
-    names = [name.lower() for kind in PRODUCT_TYPES for name in (kind.name, *kind.also)]
+    names = [name.lower() for kind in product_types() for name in (kind.name, *kind.also)]
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("kind", PRODUCT_TYPES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", product_types(), ids=lambda kind: kind.name)
 def test_a_type_is_well_formed(kind: ProductType) -> None:
     forms = [form.lower() for values in kind.attributes.values() for value in values for form in value]
     assert len(kind.attributes) >= 6
     assert len(forms) == len(set(forms)), "a written form must mean one value of the type"
     assert all(entry and entry == entry.strip() for entry in (*forms, *kind.brands, *kind.accessories))
-    assert any(other.family == kind.family and other is not kind for other in PRODUCT_TYPES)
+    assert any(other.family == kind.family and other is not kind for other in product_types())
 
 
 def test_some_brands_sell_several_types() -> None:
-    sellers = Counter(brand for kind in PRODUCT_TYPES for brand in kind.brands)
+    sellers = Counter(brand for kind in product_types() for brand in kind.brands)
     assert sum(count > 1 for count in sellers.values()) >= 10
 
 
@@ -196,9 +198,9 @@ def test_queries_have_synonyms_misspellings_and_abbreviations() -> None:
     written = words(" ".join(queries))
     assert {"sneakers", "couch", "rucksack"} <= written
     assert {"blk", "18v", "qt", "w/"} <= written
-    names = {name for kind in PRODUCT_TYPES for name in (kind.name, *kind.also)}
-    forms = {form for kind in PRODUCT_TYPES for vs in kind.attributes.values() for v in vs for form in v}
-    brands = {brand for kind in PRODUCT_TYPES for brand in kind.brands}
+    names = {name for kind in product_types() for name in (kind.name, *kind.also)}
+    forms = {form for kind in product_types() for vs in kind.attributes.values() for v in vs for form in v}
+    brands = {brand for kind in product_types() for brand in kind.brands}
     correct = words(" ".join(names | forms | brands))
     assert len(written - correct - {"w/", "with"}) > 100
 

@@ -20,9 +20,11 @@ COLUMNS = ("query_id", "query", "item_id", "text", "split")
 _WORD = re.compile(r"\w[\w'.-]*")
 
 
-def unlabelled_pairs(pairs: pl.DataFrame, items: pl.DataFrame, count: int) -> pl.DataFrame:
-    """Up to `count` unjudged items for each query of `pairs`, best BM25 first; COLUMNS."""
-    index = Bm25(items["text"].to_list())
+def unlabelled_pairs(pairs: pl.DataFrame, items: pl.DataFrame, index: Bm25, count: int) -> pl.DataFrame:
+    """Up to `count` unjudged items for each query of `pairs`, best BM25 first; COLUMNS.
+
+    `index` is of the items' texts.
+    """
     ids, texts = items["item_id"].to_list(), items["text"].to_list()
     rows = []
     for (query_id, query, split), group in pairs.group_by("query_id", "query", "split", maintain_order=True):
@@ -32,17 +34,18 @@ def unlabelled_pairs(pairs: pl.DataFrame, items: pl.DataFrame, count: int) -> pl
     return _frame(rows)
 
 
-def made_pairs(items: pl.DataFrame, queries: int, count: int, known: Collection[str], seed: int) -> pl.DataFrame:
+def made_pairs(
+    items: pl.DataFrame, index: Bm25, queries: int, count: int, known: Collection[str], seed: int
+) -> pl.DataFrame:
     """Up to `queries` queries, each a run of words of one item's text, with up to `count` items each; COLUMNS.
+
+    `index` is of the items' texts.
 
     Every source of items makes as many queries as the others, until it has no more items. A query's items are the one
     that it was made of, the best by BM25, some from further down, and, as one in six, any. Queries in `known`, among
     which are the held-out ones, are never made.
     """
-    if not queries:
-        return _frame([])
     rng = np.random.default_rng(seed)
-    index = Bm25(items["text"].to_list())
     ids, texts = items["item_id"].to_list(), items["text"].to_list()
     shuffled = items.with_row_index("place").sample(fraction=1.0, shuffle=True, seed=seed)
     in_turn = shuffled.with_columns(turn=pl.int_range(pl.len()).over("source")).sort("turn", maintain_order=True)
