@@ -35,6 +35,8 @@ class Fit:
     valid_lists: pa.Table
     train: Train
     objective: Objective
+    teacher: Path | None = None
+    """Folder of a cross-encoder whose inside the objective compares with."""
 
 
 def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path) -> None:
@@ -59,6 +61,7 @@ def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path) -> None:
             max_length=encoder.max_length,
             train=plan.train,
             objective=plan.objective,
+            teacher=str(plan.teacher or ""),
             device=share.device,
             threads=share.worker_cpus,
             mailbox=mailbox,

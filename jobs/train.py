@@ -13,7 +13,7 @@ from jobs.teach import Taught, label_max
 from rankstill.config import Config, Student
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.objective import Objective
-from rankstill.students.cross import layer_count, make_student, pick_layers
+from rankstill.students.cross import make_student, pick_layers
 from rankstill.teachers.cross_encoder import model_identity
 
 
@@ -39,11 +39,11 @@ def check_models(config: Config) -> None:
     """
     teacher, student = config.teacher, config.student
     if teacher.model:
-        depth = layer_count(load_cross_encoder(teacher.model, "teacher.model"))
+        depth = load_cross_encoder(teacher.model, "teacher.model").layers
     elif teacher.base == "random":
         depth = teacher.random.layers
     else:
-        depth = layer_count(load_cross_encoder(teacher.base, "teacher.base", fresh_head=True))
+        depth = load_cross_encoder(teacher.base, "teacher.base", fresh_head=True).layers
     if student.init == "teacher":
         pick_layers(depth, student.layers)
     elif student.init != "random":
@@ -64,7 +64,8 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> T
             train_lists=pq.read_table(labelled.train),
             valid_lists=pq.read_table(labelled.valid),
             train=config.train,
-            objective=Objective.distilling(config.distill, label_max(prepared.pairs)),
+            objective=Objective(config.distill, label_max(prepared.pairs)),
+            teacher=taught.folder if config.distill.features.any else None,
         )
         fit(run, make_student(config.student, teacher, config.train.seed), plan, folder)
 

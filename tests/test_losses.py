@@ -1,11 +1,23 @@
 import math
 from math import exp, log
+from typing import Any
 
 import pytest
 import torch
+from sentence_transformers.cross_encoder import losses as st_losses
 from torch.nn import functional
 
-from rankstill.losses import listwise_softmax, pointwise_bce, soft_kl
+from rankstill.losses import (
+    agreement,
+    class_cross_entropy,
+    lambda_loss,
+    listwise_softmax,
+    margin_mse,
+    pointwise_bce,
+    pointwise_mse,
+    ranknet,
+    soft_kl,
+)
 
 
 def near(*values: float):
@@ -97,8 +109,117 @@ def test_pointwise_bce_counts_real_candidates_only():
     assert found.tolist() == near(log(1 + exp(-2.0)))
 
 
+def test_reverse_kl_is_student_first_and_symmetric_kl_the_mean():
+    # teacher 0.9 and 0.1 against student 0.5 and 0.5
+    scores, teacher = tensor([0.0, 0.0]), tensor([log(9), 0.0])
+    forward = 0.9 * log(0.9 / 0.5) + 0.1 * log(0.1 / 0.5)
+    reverse = 0.5 * log(0.5 / 0.9) + 0.5 * log(0.5 / 0.1)
+    assert soft_kl(scores, teacher, all_real(scores), 1.0, "reverse").tolist() == near(reverse)
+    assert soft_kl(scores, teacher, all_real(scores), 1.0, "symmetric").tolist() == near((forward + reverse) / 2)
+
+
+def test_soft_kl_over_classes_takes_pairs_for_lists():
+    logits, teacher = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    expected = functional.kl_div(
+        functional.log_softmax(logits / 3, dim=-1), functional.softmax(teacher / 3, dim=-1), reduction="none"
+    ).sum(dim=-1)
+    assert soft_kl(logits, teacher, all_real(logits), 3.0).tolist() == near(*expected.tolist())
+
+
+def test_pointwise_mse_by_hand():
+    mask_QN = torch.tensor([[True, True, False]])
+    assert pointwise_mse(tensor([1.0, 3.0, 9.0]), tensor([0.0, 1.0, 0.0]), mask_QN).tolist() == near((1 + 4) / 2)
+
+
+def test_class_cross_entropy_is_the_mean_over_real_candidates():
+    logits_QNC = torch.tensor([[[0.0, log(3)], [log(4), 0.0], [50.0, -50.0]]])
+    mask_QN = torch.tensor([[True, True, False]])
+    found = class_cross_entropy(logits_QNC, tensor([1.0, 1.0, -7.0]), mask_QN)
+    assert found.tolist() == near((-log(3 / 4) - log(1 / 5)) / 2)
+
+
+def test_ranknet_by_hand():
+    # two ordered pairs: score differences log 3 the right way, log 2 the wrong way; the equal labels count for nothing
+    found = ranknet(tensor([log(3), 0.0, log(6)]), tensor([2.0, 1.0, 2.0]), all_real(tensor([0, 0, 0])))
+    assert found.tolist() == near((log(1 + 1 / 3) + log(1 + 1 / 6)) / 2)
+
+
+def test_lambda_loss_by_hand():
+    # the better item (gain 3) ranks second behind one of gain 1; ideal 3 + 1/log2(3)
+    found = lambda_loss(tensor([0.0, log(2)]), tensor([2.0, 1.0]), all_real(tensor([0, 0])))
+    swap = (3 - 1) * (1 - 1 / math.log2(3)) / (3 + 1 / math.log2(3))
+    assert found.tolist() == near(swap * log(1 + 2))
+
+
+def test_margin_mse_is_the_mean_over_all_ordered_pairs():
+    student_QN, teacher_QN, mask_QN = random_lists(6)
+    expected = []
+    for student_N, teacher_N, mask_N in zip(student_QN, teacher_QN, mask_QN, strict=True):
+        s, t = student_N[mask_N].tolist(), teacher_N[mask_N].tolist()
+        pairs = [(i, j) for i in range(len(s)) for j in range(len(s)) if i != j]
+        expected.append(sum((s[i] - s[j] - t[i] + t[j]) ** 2 for i, j in pairs) / len(pairs))
+    assert margin_mse(student_QN, teacher_QN, mask_QN).tolist() == near(*expected)
+
+
+def test_margin_mse_of_a_list_of_one_is_zero():
+    assert margin_mse(tensor([3.0, 1.0]), tensor([1.0, 9.0]), torch.tensor([[True, False]])).tolist() == [0.0]
+
+
+def test_agreement_counts_ties_half_and_trusts_lists_without_judgements():
+    mask_QN = torch.tensor([[True, True, True], [True, True, True], [True, False, False]])
+    labels_QN = tensor([2.0, 1.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0])
+    # of the pairs (0,1), (0,2), (1,2): right, tied, wrong
+    scores_QN = tensor([1.0, 0.0, 1.0], [3.0, 2.0, 1.0], [0.0, 1.0, 2.0])
+    assert agreement(scores_QN, labels_QN, mask_QN).tolist() == near(0.5, 1.0, 1.0)
+
+
+class Fixed(torch.nn.Module):
+    """Stands where sentence-transformers expects its cross-encoder, and gives known scores."""
+
+    num_labels, device = 1, torch.device("cpu")
+
+    def __init__(self, scores: torch.Tensor) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def preprocess(self, pairs, **_):
+        return {}
+
+    def forward(self, _features):
+        return {"scores": self.scores.unsqueeze(-1)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_losses_over_pairs_are_those_of_sentence_transformers(seed):
+    scores_QN, labels_QN, mask_QN = random_lists(seed)
+    for scores_N, labels_N, mask_N in zip(scores_QN, labels_QN, mask_QN, strict=True):
+        scores, labels = scores_N[mask_N], labels_N[mask_N].abs().floor()
+        ordered = int((labels[:, None] > labels[None]).sum())
+        inputs = ["query"], [["item"] * len(scores)]
+        model: Any = Fixed(scores)
+        lists = scores[None], labels[None], torch.ones(1, len(scores), dtype=torch.bool)
+        peer = st_losses.LambdaLoss(
+            model, st_losses.LambdaRankScheme(), k=None, reduction_log="natural", mini_batch_size=-1
+        )
+        expected = peer(list(inputs), [labels]).item() * ordered  # it takes the mean over pairs, we the sum
+        assert lambda_loss(*lists).item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        if ordered:
+            peer = st_losses.RankNetLoss(model, k=None, reduction_log="natural", mini_batch_size=-1)
+            expected = peer(list(inputs), [labels]).item()
+            assert ranknet(*lists).item() == pytest.approx(expected, rel=1e-4)
+
+
 LOSSES = {
     "soft_kl": lambda scores, other, mask: soft_kl(scores, other, mask, 2.0),
+    "reverse_kl": lambda scores, other, mask: soft_kl(scores, other, mask, 2.0, "reverse"),
+    "symmetric_kl": lambda scores, other, mask: soft_kl(scores, other, mask, 2.0, "symmetric"),
+    "pointwise_mse": pointwise_mse,
+    "class_cross_entropy": lambda scores, other, mask: class_cross_entropy(
+        torch.stack([scores, scores**2, -scores], dim=-1), other.abs().floor().clamp(max=2), mask
+    ),
+    "ranknet": ranknet,
+    "lambda_loss": lambda scores, other, mask: lambda_loss(scores, other.abs(), mask),
+    "margin_mse": margin_mse,
     "listwise_softmax": lambda scores, other, mask: listwise_softmax(scores, other.abs(), mask),
     "pointwise_bce": lambda scores, other, mask: pointwise_bce(scores, other.sigmoid(), mask),
 }

@@ -1,4 +1,5 @@
-from math import log
+from math import log, log2
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,10 @@ SOFT_BCE = (-log(1 / 2) - (log(3 / 4) + log(1 / 4)) / 2) / 2
 KL = 0.5 * log(0.5 / 0.25) + 0.5 * log(0.5 / 0.75)
 
 
+def distill(**settings: Any) -> Distill:
+    return Distill.model_validate(settings)
+
+
 def near(value: float):
     return pytest.approx(value, rel=1e-5)
 
@@ -30,27 +35,27 @@ def test_the_teachers_objective_is_listwise_plus_bce():
 
 @pytest.mark.parametrize(("alpha", "pointwise"), [(0.0, 0.0), (1.0, 0.0), (0.7, 0.0), (0.7, 0.5), (0.2, 2.0)])
 def test_terms_are_weighed_as_configured(alpha, pointwise):
-    objective = Objective.distilling(Distill(alpha=alpha, pointwise=pointwise, temperature=1.0), label_max=3.0)
+    objective = Objective(distill(alpha=alpha, pointwise=pointwise, temperature=1.0), label_max=3.0)
     expected = alpha * KL + (1 - alpha) * LISTWISE + pointwise * SOFT_BCE
     assert objective(SCORES, LABELS, TEACHER, REAL).tolist() == [near(expected)]
 
 
 def test_the_soft_term_is_multiplied_by_the_square_of_the_temperature():
     # at T = 2 the same probabilities need doubled scores
-    objective = Objective.distilling(Distill(alpha=0.6, pointwise=0.0, temperature=2.0), label_max=3.0)
+    objective = Objective(distill(alpha=0.6, pointwise=0.0, temperature=2.0), label_max=3.0)
     hard = -log(1 / 10)  # of scores 0 and 2 log 3, at no temperature: 1/10 and 9/10
     assert objective(2 * SCORES, LABELS, TEACHER, REAL).tolist() == [near(0.6 * 4 * KL + 0.4 * hard)]
 
 
 def test_the_target_of_bce_is_the_teachers_probability():
-    objective = Objective(alpha=0.0, temperature=1.0, pointwise=1.0, label_max=4.0)
+    objective = Objective(distill(alpha=0.0, temperature=1.0, pointwise=1.0), label_max=4.0)
     score, teacher, one = torch.tensor([[log(3)]]), torch.tensor([[-log(4)]]), torch.tensor([[True]])
     expected = near(-(0.2 * log(3 / 4) + 0.8 * log(1 / 4)))
     assert objective(score, torch.tensor([[NAN]]), teacher, one).tolist() == [expected]
 
 
 def test_without_a_teacher_the_target_of_bce_is_the_share_of_the_largest_label():
-    objective = Objective(alpha=1.0, temperature=1.0, pointwise=1.0, label_max=4.0)
+    objective = Objective(distill(alpha=1.0, temperature=1.0, pointwise=1.0), label_max=4.0)
     loss = objective(torch.tensor([[log(3)]]), torch.tensor([[1.0]]), torch.tensor([[NAN]]), torch.tensor([[True]]))
     assert loss.tolist() == [near(-(0.25 * log(3 / 4) + 0.75 * log(1 / 4)))]
     beyond = objective(torch.tensor([[log(3)]]), torch.tensor([[9.0]]), torch.tensor([[NAN]]), torch.tensor([[True]]))
@@ -61,9 +66,9 @@ def test_unjudged_candidates_count_for_the_soft_part_alone():
     scores = torch.tensor([[0.0, log(3), log(4)]])
     mask = torch.tensor([[True, True, True]])
     labels = torch.tensor([[3.0, 0.0, NAN]])
-    hard_only = Objective(alpha=0.0, temperature=1.0, pointwise=1.0, label_max=3.0)
+    hard_only = Objective(distill(alpha=0.0, temperature=1.0, pointwise=1.0), label_max=3.0)
     assert hard_only(scores, labels, torch.full((1, 3), NAN), mask).tolist() == [near(LISTWISE + BCE)]
-    soft_only = Objective(alpha=1.0, temperature=1.0, pointwise=0.0, label_max=3.0)
+    soft_only = Objective(distill(alpha=1.0, temperature=1.0, pointwise=0.0), label_max=3.0)
     teacher = torch.tensor([[0.0, 0.0, log(2)]])  # 1/4, 1/4, 2/4 against 1/8, 3/8, 4/8
     expected = 0.25 * log(2) + 0.25 * log(2 / 3) + 0.5 * log(1)
     assert soft_only(scores, labels, teacher, mask).tolist() == [near(expected)]
@@ -72,13 +77,13 @@ def test_unjudged_candidates_count_for_the_soft_part_alone():
 def test_candidates_without_a_teacher_score_count_for_the_hard_part_alone():
     scores = torch.tensor([[0.0, log(3), 7.0]])
     teacher = torch.tensor([[0.0, 0.0, NAN]])
-    soft_only = Objective(alpha=1.0, temperature=1.0, pointwise=0.0, label_max=3.0)
+    soft_only = Objective(distill(alpha=1.0, temperature=1.0, pointwise=0.0), label_max=3.0)
     loss = soft_only(scores, torch.tensor([[3.0, 0.0, 1.0]]), teacher, torch.tensor([[True, True, True]]))
     assert loss.tolist() == [near(KL)]
 
 
 def test_a_list_without_judgements_or_teacher_scores_costs_nothing():
-    objective = Objective(alpha=0.5, temperature=1.0, pointwise=1.0, label_max=3.0)
+    objective = Objective(distill(alpha=0.5, temperature=1.0, pointwise=1.0), label_max=3.0)
     scores = SCORES.clone().requires_grad_()
     loss = objective(scores, torch.full((1, 2), NAN), torch.full((1, 2), NAN), REAL)
     loss.sum().backward()
@@ -87,7 +92,7 @@ def test_a_list_without_judgements_or_teacher_scores_costs_nothing():
 
 
 def test_padding_changes_nothing_and_gets_no_gradient():
-    objective = Objective(alpha=0.5, temperature=2.0, pointwise=1.0, label_max=3.0)
+    objective = Objective(distill(alpha=0.5, temperature=2.0, pointwise=1.0), label_max=3.0)
     expected = objective(SCORES, LABELS, TEACHER, REAL)
     scores = torch.tensor([[0.0, 9.0, log(3)]]).requires_grad_()
     loss = objective(
@@ -104,7 +109,58 @@ def test_gradients_keep_their_size_across_temperatures():
     sizes = []
     for temperature in (10.0, 100.0):
         scores = SCORES.double().clone().requires_grad_()
-        Objective(1.0, temperature, 0.0, 3.0)(scores, LABELS, TEACHER.double(), REAL).sum().backward()
+        Objective(distill(temperature=temperature, pointwise=0.0), 3.0)(
+            scores, LABELS, TEACHER.double(), REAL
+        ).sum().backward()
         sizes.append(scores.grad.abs().max().item())
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
     assert sizes[1] == pytest.approx(log(3) / 4, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("hard", "expected"),
+    [
+        ("listwise", LISTWISE),
+        ("bce", BCE),
+        ("mse", (9 + log(3) ** 2) / 2),
+        ("ranknet", log(1 + 3)),
+        ("lambda", (1 - 1 / log2(3)) * log(1 + 3)),
+    ],
+)
+def test_the_hard_loss_is_the_configured_one(hard, expected):
+    objective = Objective(distill(alpha=0.0, pointwise=0.0, hard=hard), label_max=3.0)
+    assert objective(SCORES, LABELS, TEACHER, REAL).tolist() == [near(expected)]
+
+
+def test_the_direction_of_the_divergence_is_the_configured_one():
+    reverse = 0.25 * log(0.25 / 0.5) + 0.75 * log(0.75 / 0.5)
+    objective = Objective(distill(pointwise=0.0, kl="reverse"), label_max=3.0)
+    assert objective(SCORES, LABELS, TEACHER, REAL).tolist() == [near(reverse)]
+
+
+def test_margins_are_the_teachers_where_it_scored():
+    objective = Objective(distill(alpha=0.0, pointwise=0.0, margin=2.0), label_max=3.0)
+    scores, mask = torch.tensor([[0.0, log(3), 50.0]]), torch.tensor([[True, True, True]])
+    teacher = torch.tensor([[1.0, 0.0, NAN]])
+    loss = objective(scores, torch.full((1, 3), NAN), teacher, mask)
+    assert loss.tolist() == [near(2 * (log(3) + 1) ** 2)]
+
+
+def test_alpha_and_temperature_follow_their_schedules():
+    settings = {"alpha": {"start": 1.0, "end": 0.0}, "temperature": {"start": 1.0, "end": 3.0, "shape": "cosine"}}
+    scheduled = Objective(distill(**settings, pointwise=0.0), label_max=3.0)
+    for progress, alpha, temperature in ((0.0, 1.0, 1.0), (0.5, 0.5, 2.0), (1 / 3, 2 / 3, 1.5), (1.0, 0.0, 3.0)):
+        fixed = Objective(distill(alpha=alpha, temperature=temperature, pointwise=0.0), label_max=3.0)
+        expected = fixed(SCORES, LABELS, TEACHER, REAL)
+        assert scheduled(SCORES, LABELS, TEACHER, REAL, progress).tolist() == [near(expected.item())]
+
+
+def test_a_list_on_which_the_teacher_is_wrong_leans_on_the_judgements():
+    objective = Objective(distill(alpha=0.8, adaptive=True, pointwise=0.0), label_max=3.0)
+    scores, labels = SCORES.repeat(3, 1), torch.tensor([[3.0, 0.0], [3.0, 0.0], [NAN, NAN]])
+    teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    right, wrong, unjudged = objective(scores, labels, teacher, REAL.repeat(3, 1)).tolist()
+    soft = Objective(distill(pointwise=0.0), label_max=3.0)(scores, labels, teacher, REAL.repeat(3, 1)).tolist()
+    assert right == near(0.8 * soft[0] + 0.2 * LISTWISE)
+    assert wrong == near(LISTWISE)
+    assert unjudged == near(0.8 * soft[2])

@@ -1,5 +1,6 @@
 """The worker loop on the shared cluster: DeepSpeed engines over gloo."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 import ray
+from safetensors.torch import load_file
 
 from jobs.fit import Fit, fit
 from jobs.run import Run
-from rankstill.config import RandomModel, Train
+from rankstill.config import Features, RandomModel, Schedule, Train
 from rankstill.configfile import parse_config
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.data import build_lists
@@ -100,6 +102,9 @@ def test_one_and_two_workers_learn_the_same_from_the_same_global_batch(tmp_path)
     assert scores[1] == pytest.approx(scores[0], abs=1e-3)
 
 
+HARD = Objective.judgements_only(label_max=3.0).distill
+
+
 @dataclass(frozen=True)
 class DiesOnce(Objective):
     """Counts its calls in a file and kills its process at a given one, once a checkpoint is known to the run."""
@@ -108,14 +113,14 @@ class DiesOnce(Objective):
     dies_at: int = 0
     known: str = ""
 
-    def __call__(self, scores_QN, labels_QN, teacher_QN, mask_QN):
+    def __call__(self, scores_QN, labels_QN, teacher_QN, mask_QN, progress=0.0):
         with Path(self.calls).open("a") as stream:
             stream.write("x")
         if Path(self.calls).stat().st_size == self.dies_at:
             while not Path(self.known).exists() or "checkpoint_" not in Path(self.known).read_text():
                 os.sched_yield()
             os._exit(1)
-        return super().__call__(scores_QN, labels_QN, teacher_QN, mask_QN)
+        return super().__call__(scores_QN, labels_QN, teacher_QN, mask_QN, progress)
 
 
 def test_a_killed_worker_continues_at_its_last_checkpoint(tmp_path):
@@ -123,7 +128,7 @@ def test_a_killed_worker_continues_at_its_last_checkpoint(tmp_path):
     steps = 4
     calls = tmp_path / "calls"
     known = tmp_path / "runs" / "killed" / "ray" / "checkpoint_manager_snapshot.json"
-    objective = DiesOnce(0.0, 1.0, 1.0, 3.0, calls=str(calls), dies_at=steps + 2, known=str(known))
+    objective = DiesOnce(HARD, 3.0, calls=str(calls), dies_at=steps + 2, known=str(known))
     train = Train(epochs=2, lists=4, learning_rate=1e-3, patience=2, max_failures=1)
     out = tmp_path / "out"
     out.mkdir()
@@ -133,8 +138,27 @@ def test_a_killed_worker_continues_at_its_last_checkpoint(tmp_path):
     assert calls.stat().st_size == steps + 2 + steps
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_student_learns_from_the_inside_of_its_teacher(tmp_path, stage):
+    teacher = tiny_encoder()
+    teacher.save(tmp_path / "teacher")
+    features = Features(hidden=1.0, attention=1.0, relation=1.0, relation_heads=2, distance=1.0, angle=1.0)
+    nothing_else = HARD.model_copy(
+        update={"pointwise": 0.0, "alpha": Schedule(start=1.0, end=1.0), "features": features}
+    )
+    train = Train(epochs=6, lists=4, learning_rate=1e-2, patience=6, zero_stage=stage)
+    given = plan(f"inside{stage}", train, Objective(nothing_else, label_max=3.0))
+    out = tmp_path / "out"
+    out.mkdir()
+    fit(run_in(tmp_path, 1), tiny_encoder(), dataclasses.replace(given, teacher=tmp_path / "teacher"), out)
+    losses = [epoch["loss"] for epoch in history_of(out)]
+    assert losses[-1] < 0.7 * losses[0]
+    weights = load_file(out / "model.safetensors")
+    assert set(weights) == set(load_file(tmp_path / "teacher" / "model.safetensors")), "projections stay behind"
+
+
 def test_a_diverged_training_ends_with_its_reason(tmp_path):
     train = Train(epochs=1, lists=4, learning_rate=1e-3, max_failures=0)
-    objective = Objective(alpha=0.0, temperature=1.0, pointwise=float("inf"), label_max=3.0)
+    objective = Objective(HARD.model_copy(update={"pointwise": float("inf")}), label_max=3.0)
     with pytest.raises(RunError, match=r"lower train\.learning_rate"):
         fit(run_in(tmp_path, 1), tiny_encoder(), plan("diverged", train, objective), tmp_path)

@@ -1,9 +1,10 @@
 """One frozen configuration tree; configfile.py reads it from YAML."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Auto = Literal["auto"]
 
@@ -168,15 +169,98 @@ class Student(Section):
     """Tokens of a pair; what is longer is truncated."""
 
 
-class Distill(Section):
-    """loss = alpha * T^2 * KL(teacher || student) + (1 - alpha) * listwise + pointwise * BCE(teacher, student)."""
+class Features(Section):
+    """Weights of the terms on what the models hold inside; all zero is none.
 
-    temperature: float = Field(default=1.0, gt=0)
+    Hidden states, attention and relations are compared token by token, which needs the teacher's tokenizer; distances
+    and angles don't.
+    """
+
+    hidden: float = Field(default=0.0, ge=0)
+    """Weight of hidden states: each student layer's, projected to the teacher's width, against a layer of the teacher
+    (evenly spaced, the last to the last)."""
+    hidden_kind: Literal["mse", "cosine"] = "mse"
+    """How they are compared."""
+    attention: float = Field(default=0.0, ge=0)
+    """Weight of attention maps of the same layers, averaged over heads."""
+    relation: float = Field(default=0.0, ge=0)
+    """Weight of the relations of queries, of keys and of values in the last layers (MiniLM)."""
+    relation_heads: int = Field(default=12, ge=1)
+    """Relation heads, into which both widths are cut."""
+    distance: float = Field(default=0.0, ge=0)
+    """Weight of the distances between the pairs' vectors in a batch (RKD)."""
+    angle: float = Field(default=0.0, ge=0)
+    """Weight of the angles between them (RKD)."""
+
+    @property
+    def by_token(self) -> bool:
+        """Whether a term compares token by token."""
+        return bool(self.hidden or self.attention or self.relation)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a term at all."""
+        return bool(self.by_token or self.distance or self.angle)
+
+
+class Schedule(Section):
+    """A number that may change in the course of a training; a plain number stands for one that doesn't."""
+
+    start: float
+    """Its value at the first step."""
+    end: float
+    """Its value at the last step."""
+    shape: Literal["linear", "cosine"] = "linear"
+    """How it gets there: evenly, or slowly at both ends."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"start": value, "end": value}
+        if not isinstance(value, dict | Schedule):
+            raise ValueError("give a number, or {start: NUMBER, end: NUMBER}")  # noqa: TRY004 - pydantic's contract
+        return value
+
+    def at(self, progress: float) -> float:
+        """The value where `progress`, in [0, 1], of the steps are done."""
+        share = progress if self.shape == "linear" else 0.5 - 0.5 * math.cos(math.pi * progress)
+        return self.start + (self.end - self.start) * share
+
+
+class Distill(Section):
+    """The student's loss, per list with student scores s, teacher scores t and labels y.
+
+    alpha * T^2 * kl(t/T, s/T) + (1 - alpha) * hard(s, y) + pointwise * BCE(s, t) + margin * MarginMSE(s, t) +
+    the terms of `features`.
+    """
+
+    temperature: Schedule = Schedule(start=1.0, end=1.0)
     """Temperature T, by which both sides' scores are divided."""
-    alpha: float = Field(default=1.0, ge=0, le=1)
-    """Weight of the soft part."""
+    alpha: Schedule = Schedule(start=1.0, end=1.0)
+    """Weight of the soft part, in [0, 1]."""
+    adaptive: bool = False
+    """Whether each list's alpha is multiplied by the share of its judgements that the teacher orders rightly, so that
+    a list on which the teacher is wrong leans on the judgements."""
+    kl: Literal["forward", "reverse", "symmetric"] = "forward"
+    """Direction of the divergence: forward is teacher-first."""
+    hard: Literal["listwise", "bce", "mse", "ranknet", "lambda"] = "listwise"
+    """Loss on judgements: softmax over gains, pointwise, or over pairs."""
     pointwise: float = Field(default=0.5, ge=0)
     """Weight of the binary cross-entropy that ties the logits to the teacher's scale."""
+    margin: float = Field(default=0.0, ge=0)
+    """Weight of MarginMSE: differences of scores are to be the teacher's."""
+    features: Features = Features()
+    """Terms on hidden states, attention and relations, for which the teacher runs beside the student."""
+
+    @field_validator("temperature", "alpha")
+    @classmethod
+    def _in_range(cls, value: Schedule, info: ValidationInfo) -> Schedule:
+        low, high = (0.001, 1000.0) if info.field_name == "temperature" else (0.0, 1.0)
+        for number in (value.start, value.end):
+            if not low <= number <= high:
+                raise ValueError(f"{number:g} is out of range; give {low:g} to {high:g}")
+        return value
 
 
 class Serve(Section):

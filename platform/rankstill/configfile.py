@@ -68,7 +68,8 @@ def describe_fields(
             own = default if isinstance(default, Section) else None
             yield from describe_fields(section, f"{prefix}{name}{list_mark}.", own)
         else:
-            yield f"{prefix}{name}", "" if field.is_required() else repr(default), field.description or ""
+            absent = given is None and field.is_required()
+            yield f"{prefix}{name}", "" if absent else repr(default), field.description or ""
 
 
 def _section_of(annotation: Any) -> type[Section] | None:

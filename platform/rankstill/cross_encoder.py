@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -70,6 +71,11 @@ class CrossEncoder:
     def parameters(self) -> int:
         """Number of weights."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def layers(self) -> int:
+        """Transformer layers."""
+        return self.model.config.num_hidden_layers
 
 
 def load_cross_encoder(
@@ -184,6 +190,21 @@ def model_inputs(model: PreTrainedModel, batch: dict[str, NDArray[np.int64]]) ->
         for name, array in batch.items()
         if segments or name != "token_type_ids"
     }
+
+
+def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The list that holds the transformer layers, with its dotted name.
+
+    Raises:
+        ModelError: a model whose layers can't be told apart.
+    """
+    depth = model.config.num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth and depth > 0:
+            return name, module
+    raise ModelError(
+        f"layers of a {type(model).__name__} can't be told apart; give student.init a folder, and no distill.features"
+    )
 
 
 def _is_head(key: str) -> bool:

@@ -3,11 +3,8 @@
 Ray Train starts one `train_worker` a worker; every rank runs the same code on CPU (gloo) and GPU (NCCL).
 """
 
-import contextlib
 import json
-import os
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,22 +14,21 @@ import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
-from torch.utils import cpp_extension
 
-from rankstill.batches import ListBatch, TokenisedLists, collate_lists, plan_epoch, read_lists
+from rankstill.batches import TokenisedLists, collate_lists, plan_epoch, read_lists
 from rankstill.config import Train
 from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, model_inputs
+from rankstill.engine import load_tensors, make_engine, whole_weights
 from rankstill.errors import RunError
+from rankstill.features import PROJECTIONS, FeatureMatcher
 from rankstill.metrics import per_query
 from rankstill.objective import Objective
 from rankstill.schema import ProgressEvent
-from rankstill.scoring import is_bfloat16, plan_batches
+from rankstill.scoring import plan_batches
 
 METRIC = "ndcg@10"
 """What validation chooses by: the mean over validation queries."""
 EVAL_TOKENS = 8192
-STALE_SECONDS = 300.0
-"""Age at which the lock of a compilation, which takes less than a minute, has lost its owner."""
 COURSE = "course.json"
 
 
@@ -55,6 +51,8 @@ class TrainJob:
     """cpu or cuda."""
     threads: int
     """CPU threads of one worker."""
+    teacher: str = ""
+    """Folder of the teacher that runs beside the student, where the objective compares what is inside."""
     mailbox: Any = None
     """Handle of a relay's mailbox, where progress goes."""
 
@@ -89,7 +87,10 @@ def train_worker(config: dict[str, TrainJob]) -> None:
             module.p = job.train.dropout
     lists, valid = (read_lists(Path(path), encoder) for path in (job.train_lists, job.valid_lists))
     plan = plan_epoch(lists, job.train, epoch=0, workers=workers)
-    engine = make_engine(encoder, job, lists_per_worker=len(plan[0]) // workers, steps=len(plan) * job.train.epochs)
+    steps = len(plan) * job.train.epochs
+    matcher = _make_matcher(encoder, job)
+    engine = make_engine(encoder, job.train, job.device, len(plan[0]) // workers, steps)
+    learner = Learner(engine, encoder, lists, job, steps, matcher)
     course = _restore(engine)
     remaining = len(plan) * (job.train.epochs - course.epoch)
     while course.epoch < job.train.epochs and course.stale < job.train.patience:
@@ -97,7 +98,7 @@ def train_worker(config: dict[str, TrainJob]) -> None:
         engine.train()
         losses = []
         for step in plan_epoch(lists, job.train, epoch, workers):
-            losses.append(train_step(engine, encoder, lists, step[rank::workers], job))
+            losses.append(learner.step(step[rank::workers]))
             if rank == 0 and job.mailbox is not None:
                 event = ProgressEvent(job.task, 1, remaining, "step", {"loss": round(losses[-1], 4)})
                 job.mailbox.put.remote(event)
@@ -109,80 +110,68 @@ def train_worker(config: dict[str, TrainJob]) -> None:
         _report(engine, encoder, course, rank)
 
 
-def make_engine(encoder: CrossEncoder, job: TrainJob, lists_per_worker: int, steps: int) -> Any:
-    """Hand the model to `deepspeed.initialize`; the engine owns optimizer, schedule, precision and sharding."""
-    if job.device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed  # reads DS_ACCELERATOR when it is imported
-
-    _drop_stale_locks()
-    deepspeed.utils.logger.setLevel("ERROR")
-    train = job.train
-    optimizer = {"lr": train.learning_rate, "weight_decay": train.weight_decay, "torch_adam": True, "fused": True}
-    rise = max(1, round(steps * train.warmup))
-
-    def rate(step: int) -> float:
-        return (step + 1) / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
-
-    def schedule(adam: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-        return torch.optim.lr_scheduler.LambdaLR(adam, rate)
-
-    initialize: Any = deepspeed.initialize  # its annotations don't admit what its documentation does
-    engine, *_ = initialize(
-        model=encoder.model,
-        model_parameters=[p for p in encoder.model.parameters() if p.requires_grad],
-        lr_scheduler=schedule,
-        config={
-            "train_micro_batch_size_per_gpu": lists_per_worker // train.accumulate,
-            "gradient_accumulation_steps": train.accumulate,
-            "gradient_clipping": train.clip,
-            "optimizer": {"type": "AdamW", "params": optimizer},
-            "zero_optimization": {"stage": train.zero_stage},
-            "torch_autocast": {"enabled": is_bfloat16(train.precision, job.device), "dtype": "bfloat16"},
-            "steps_per_print": 1 << 60,
-        },
-    )
-    return engine
+def _make_matcher(encoder: CrossEncoder, job: TrainJob) -> FeatureMatcher | None:
+    """The teacher beside the student, where the objective needs it."""
+    if not job.teacher:
+        return None
+    teacher = load_cross_encoder(job.teacher, "teacher", job.max_length)
+    model: Any = teacher.model  # `to` is wrapped in a way that hides its signature
+    model.to(torch.device(job.device))
+    return FeatureMatcher(encoder, teacher, job.objective.distill.features)
 
 
-def _drop_stale_locks() -> None:
-    """Remove what a process that was killed while it compiled DeepSpeed's op left: all others would wait for it."""
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    for lock in root.glob("**/deepspeed_*/lock"):
-        with contextlib.suppress(FileNotFoundError):  # another worker was first
-            if time.time() - lock.stat().st_mtime > STALE_SECONDS:
-                lock.unlink()
+class Learner:
+    """Takes optimizer steps on candidate lists."""
 
+    def __init__(
+        self,
+        engine: Any,
+        encoder: CrossEncoder,
+        lists: TokenisedLists,
+        job: TrainJob,
+        steps: int,
+        matcher: FeatureMatcher | None = None,
+    ) -> None:
+        self._engine, self._encoder, self._lists, self._job, self._steps = engine, encoder, lists, job, steps
+        self._matcher = matcher
+        self._teacher_tokens = None
+        if matcher is not None and not matcher.same_tokens:
+            self._teacher_tokens = read_lists(Path(job.train_lists), matcher.teacher).tokens
 
-def train_step(
-    engine: Any, encoder: CrossEncoder, lists: TokenisedLists, share: list[np.ndarray], job: TrainJob
-) -> float:
-    """One optimizer step over this worker's share of the lists; returns the share's mean loss.
+    def step(self, share: list[np.ndarray]) -> float:
+        """One optimizer step over this worker's share of the lists; returns the share's mean loss.
 
-    Raises:
-        RunError: the loss is not finite.
-    """
-    micro = len(share) // job.train.accumulate
-    total = 0.0
-    for start in range(0, len(share), micro):
-        batch = collate_lists(lists, share[start : start + micro], encoder.pad_id)
-        loss = list_losses(engine, batch, job.objective).mean()
-        engine.backward(loss)
-        engine.step()
-        total += loss.item() / job.train.accumulate
-    if not np.isfinite(total):
-        raise RunError(f"the training loss became {total}; lower train.learning_rate={job.train.learning_rate:g}")
-    return total
+        Raises:
+            RunError: the loss is not finite.
+        """
+        train = self._job.train
+        micro = len(share) // train.accumulate
+        total = 0.0
+        for start in range(0, len(share), micro):
+            loss = self._loss(share[start : start + micro])
+            self._engine.backward(loss)
+            self._engine.step()
+            total += loss.item() / train.accumulate
+        if not np.isfinite(total):
+            raise RunError(f"the training loss became {total}; lower train.learning_rate={train.learning_rate:g}")
+        return total
 
-
-def list_losses(model: Any, batch: ListBatch, objective: Objective) -> torch.Tensor:
-    """Loss of each list, [Q]."""
-    module = getattr(model, "module", model)
-    logits_P = model(**model_inputs(module, batch.inputs)).logits[:, 0].float()
-    device = logits_P.device
-    return objective(
-        batch.arrange(logits_P), batch.labels_QN.to(device), batch.teacher_QN.to(device), batch.mask_QN.to(device)
-    )
+    def _loss(self, parts: list[np.ndarray]) -> torch.Tensor:
+        batch = collate_lists(self._lists, parts, self._encoder.pad_id)
+        options = self._matcher.options if self._matcher else {}
+        outputs = self._engine(**model_inputs(self._engine.module, batch.inputs), **options)
+        logits_P = outputs.logits[:, 0].float()
+        labels_QN, teacher_QN, mask_QN = (
+            frame.to(logits_P.device) for frame in (batch.labels_QN, batch.teacher_QN, batch.mask_QN)
+        )
+        progress = self._engine.global_steps / self._steps
+        loss = self._job.objective(batch.arrange(logits_P), labels_QN, teacher_QN, mask_QN, progress).mean()
+        if self._matcher:
+            inputs = batch.inputs
+            if self._teacher_tokens is not None:
+                inputs = collate(self._teacher_tokens, np.concatenate(parts).tolist(), self._matcher.teacher.pad_id)
+            loss = loss + self._matcher.loss(outputs, inputs)
+        return loss
 
 
 def evaluate(engine: Any, encoder: CrossEncoder, valid: TokenisedLists, rank: int, workers: int) -> float:
@@ -215,24 +204,13 @@ def _report(engine: Any, encoder: CrossEncoder, course: Course, rank: int) -> No
     """Report the last epoch with a checkpoint: every rank's engine shard, and from rank 0 the model and the course."""
     with tempfile.TemporaryDirectory() as folder:
         engine.save_checkpoint(str(Path(folder, "engine")))
-        weights = _whole_weights(engine)
+        weights = whole_weights(engine)
         if rank == 0:
             encoder.tokenizer.save_pretrained(Path(folder, "model"))
-            encoder.model.save_pretrained(Path(folder, "model"), state_dict=weights)
+            own = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{PROJECTIONS}.")}
+            encoder.model.save_pretrained(Path(folder, "model"), state_dict=own)
             Path(folder, COURSE).write_text(json.dumps(vars(course)))
         ray.train.report(course.history[-1], checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def _whole_weights(engine: Any) -> dict[str, torch.Tensor]:
-    """All weights in float32 on every rank; ZeRO-3 gathers them from the ranks."""
-    import deepspeed
-
-    parameters = list(engine.module.parameters())
-    with deepspeed.zero.GatheredParameters(parameters, enabled=engine.zero_optimization_stage() == 3):
-        return {
-            name: tensor.detach().float().cpu().clone() if tensor.is_floating_point() else tensor.cpu().clone()
-            for name, tensor in engine.module.state_dict().items()
-        }
 
 
 def _restore(engine: Any) -> Course:
@@ -240,20 +218,10 @@ def _restore(engine: Any) -> Course:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return Course()
-    engine.checkpoint_engine.load = _load_tensors
+    engine.checkpoint_engine.load = load_tensors
     with checkpoint.as_directory() as folder:
         engine.load_checkpoint(str(Path(folder, "engine")))
         return Course(**json.loads(Path(folder, COURSE).read_text()))
-
-
-def _load_tensors(path: str, map_location: Any = None) -> Any:
-    """What DeepSpeed reads its shards with, kept to tensors and the few DeepSpeed types that they hold: no code."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
-        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def _mean_over_ranks(value: float, device: torch.device) -> float:

@@ -5,13 +5,12 @@ import re
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 
 from rankstill.config import Student
-from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
+from rankstill.cross_encoder import CrossEncoder, layer_stack, load_cross_encoder
 from rankstill.encoders import random_model
-from rankstill.errors import ConfigError, ModelError
+from rankstill.errors import ConfigError
 
 
 def make_student(config: Student, teacher: CrossEncoder, seed: int) -> CrossEncoder:
@@ -32,9 +31,8 @@ def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEnc
         ConfigError: more layers than the teacher has.
         ModelError: a teacher whose layers can't be told apart.
     """
-    stack = _layer_stack(teacher.model)
-    depth = layer_count(teacher)
-    taken = pick_layers(depth, layers)
+    stack, _ = layer_stack(teacher.model)
+    taken = pick_layers(teacher.layers, layers)
     config = copy.deepcopy(teacher.model.config)
     config.num_hidden_layers = layers
     student = AutoModelForSequenceClassification.from_config(config)
@@ -51,11 +49,6 @@ def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEnc
     return CrossEncoder(student, teacher.tokenizer, min(max_length, teacher.max_length))
 
 
-def layer_count(encoder: CrossEncoder) -> int:
-    """Transformer layers of a model."""
-    return encoder.model.config.num_hidden_layers
-
-
 def pick_layers(depth: int, count: int) -> list[int]:
     """`count` of `depth` layer numbers, evenly spaced from the first to the last; one layer is the first.
 
@@ -65,14 +58,3 @@ def pick_layers(depth: int, count: int) -> list[int]:
     if count > depth:
         raise ConfigError(f"student.layers is {count} but the teacher has {depth}; give {depth} or fewer")
     return [int(place) for place in np.floor(np.linspace(0, depth - 1, count) + 0.5)]
-
-
-def _layer_stack(model: PreTrainedModel) -> str:
-    """Dotted name of the list that holds the transformer layers."""
-    depth = model.config.num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth and depth > 0:
-            return name
-    raise ModelError(
-        f"student.init 'teacher': layers of a {type(model).__name__} can't be told apart; give student.init a folder"
-    )

@@ -1,0 +1,83 @@
+"""The DeepSpeed engine that trains: its settings, its whole weights, and safe loading of its checkpoints."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import cpp_extension
+
+from rankstill.config import Train
+from rankstill.cross_encoder import CrossEncoder
+from rankstill.scoring import is_bfloat16
+
+STALE_SECONDS = 300.0
+"""Age at which the lock of a compilation, which takes less than a minute, has lost its owner."""
+
+
+def make_engine(encoder: CrossEncoder, train: Train, device: str, lists_per_worker: int, steps: int) -> Any:
+    """Hand the model to `deepspeed.initialize`; the engine owns optimizer, schedule, precision and sharding."""
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed  # reads DS_ACCELERATOR when it is imported
+
+    _drop_stale_locks()
+    deepspeed.utils.logger.setLevel("ERROR")
+    optimizer = {"lr": train.learning_rate, "weight_decay": train.weight_decay, "torch_adam": True, "fused": True}
+    rise = max(1, round(steps * train.warmup))
+
+    def rate(step: int) -> float:
+        return (step + 1) / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
+
+    def schedule(adam: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        return torch.optim.lr_scheduler.LambdaLR(adam, rate)
+
+    initialize: Any = deepspeed.initialize  # its annotations don't admit what its documentation does
+    engine, *_ = initialize(
+        model=encoder.model,
+        model_parameters=[p for p in encoder.model.parameters() if p.requires_grad],
+        lr_scheduler=schedule,
+        config={
+            "train_micro_batch_size_per_gpu": lists_per_worker // train.accumulate,
+            "gradient_accumulation_steps": train.accumulate,
+            "gradient_clipping": train.clip,
+            "optimizer": {"type": "AdamW", "params": optimizer},
+            "zero_optimization": {"stage": train.zero_stage},
+            "torch_autocast": {"enabled": is_bfloat16(train.precision, device), "dtype": "bfloat16"},
+            "steps_per_print": 1 << 60,
+        },
+    )
+    return engine
+
+
+def _drop_stale_locks() -> None:
+    """Remove what a process that was killed while it compiled DeepSpeed's op left: all others would wait for it."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    for lock in root.glob("**/deepspeed_*/lock"):
+        with contextlib.suppress(FileNotFoundError):  # another worker was first
+            if time.time() - lock.stat().st_mtime > STALE_SECONDS:
+                lock.unlink()
+
+
+def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """All weights in float32 on every rank; ZeRO-3 gathers them from the ranks."""
+    import deepspeed
+
+    parameters = list(engine.module.parameters())
+    with deepspeed.zero.GatheredParameters(parameters, enabled=engine.zero_optimization_stage() == 3):
+        return {
+            name: tensor.detach().float().cpu().clone() if tensor.is_floating_point() else tensor.cpu().clone()
+            for name, tensor in engine.module.state_dict().items()
+        }
+
+
+def load_tensors(path: str, map_location: Any = None) -> Any:
+    """What DeepSpeed reads its shards with, kept to tensors and the few DeepSpeed types that they hold: no code."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location=map_location, weights_only=True)
