@@ -1,7 +1,7 @@
 """Score pairs with the teacher on a Ray Data actor pool and keep the scores as soft labels."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,26 +17,21 @@ import torch
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, judged_split
-from rankstill.bi_encoder import load_bi_encoder
 from rankstill.bm25 import Bm25
 from rankstill.candidates import made_pairs, unlabelled_pairs
-from rankstill.cross_encoder import load_cross_encoder
 from rankstill.data import build_lists, with_pair_id
-from rankstill.encoders import find_encoder
-from rankstill.labels import LabelStore, weighted_scores
+from rankstill.labels import LabelStore
 from rankstill.relay import relay
 from rankstill.schema import LABELS, ProgressEvent
-from rankstill.scoring import is_bfloat16, torch_scorer
+from rankstill.scoring import is_bfloat16
 from rankstill.storage import work_folder, write_json
 from rankstill.teachers.cross_encoder import fingerprint
+from rankstill.teachers.ensemble import Ensemble
+from rankstill.teachers.kinds import TeacherModel, load_teacher
 
 ACTOR_SHARE = 0.5
 """CPUs that Ray counts for a labelling actor per thread of it. Were it 1, actors would hold every CPU of a small
 cluster, and no task could read what they wait for."""
-Kind = Literal["cross", "bi"]
-"""What a labelling model is: a cross-encoder, or a sentence encoder whose cosines are scores."""
-TASKS: dict[Kind, str] = {"cross": "label", "bi": "label by the base"}
-"""Names shown with progress."""
 IO_CPUS = 0.1
 """CPUs that Ray counts for a read or write task."""
 
@@ -64,19 +59,22 @@ class Labelled:
 class Labeller:
     """A model that labels, and the store that its labels go to."""
 
-    kind: Kind
-    folder: Path
+    model: TeacherModel
     precision: str
     store: LabelStore
+
+    @property
+    def task(self) -> str:
+        """Name shown with progress."""
+        return "label" if self.model.kind == "cross" else f"label ({self.model.kind} {Path(self.model.folder).name})"
 
 
 @dataclass(frozen=True)
 class LabelJob:
     """What a labelling actor needs to know."""
 
-    model: str
-    kind: Kind
-    max_length: int
+    task: str
+    model: TeacherModel
     precision: str
     token_budget: int
     device: str
@@ -91,17 +89,15 @@ class LabelActor:
     def __init__(self, job: LabelJob) -> None:
         torch.set_num_threads(job.threads)
         self._job = job
-        if job.kind == "bi":
-            self._score = load_bi_encoder(job.model, "teacher.base", job.device, job.precision, job.max_length).score
-        else:
-            encoder = load_cross_encoder(job.model, "teacher", job.max_length)
-            self._score = torch_scorer(encoder, job.device, job.precision, job.token_budget).score
+        self._teacher = load_teacher(job.model, "teacher", job.device, job.precision, job.token_budget)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Add scores; keep the columns of schema LABELS."""
-        scores = np.asarray(self._score(batch["query"].to_pylist(), batch["text"].to_pylist()), dtype=np.float32)
+        scores = np.asarray(
+            self._teacher.score(batch["query"].to_pylist(), batch["text"].to_pylist()), dtype=np.float32
+        )
         if self._job.mailbox is not None:
-            self._job.mailbox.put.remote(ProgressEvent(TASKS[self._job.kind], len(scores), self._job.total, "pair", {}))
+            self._job.mailbox.put.remote(ProgressEvent(self._job.task, len(scores), self._job.total, "pair", {}))
         now = np.full(len(scores), np.datetime64(datetime.now(UTC).replace(tzinfo=None), "ms"))
         columns = {name: batch[name] for name in ("pair_id", "query", "item_id")}
         table = pa.table({**columns, "score": scores, "labelled_at": pa.array(now).cast(LABELS.types[-1])})
@@ -111,17 +107,17 @@ class LabelActor:
 def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     """Label what has no label yet, then join judgements and soft labels to candidate lists."""
     settings = run.config.labels
-    labellers = [open_labeller(run, "cross", taught.folder)]
-    if settings.encoder_weight:
-        labellers.append(open_labeller(run, "bi", find_encoder(run.config.teacher.base, "teacher.base")))
-    wanted = settings.model_dump(include={"candidates", "made_queries", "made_candidates", "encoder_weight"})
-    key = step_key(prepared.key, [one.store.fingerprint for one in labellers], wanted, run.config.train.seed)
+    labellers = [open_labeller(run, member.model) for member in taught.ensemble.members]
+    wanted = settings.model_dump(include={"candidates", "made_queries", "made_candidates"})
+    fingerprints = [one.store.fingerprint for one in labellers]
+    combine = run.config.teacher.combine
+    key = step_key(prepared.key, taught.key, fingerprints, combine, wanted, run.config.train.seed)
 
     def build(folder: Path) -> None:
         train, valid = (judged_split(prepared.pairs, split) for split in ("train", "valid"))
         train = pl.concat([train, *further_pairs(run, prepared, train)], how="diagonal")
-        scores = [label_pairs(run, labeller, pl.concat([train, valid])) for labeller in labellers]
-        labels = scores[0] if len(scores) == 1 else weighted_scores(scores[0], scores[1], settings.encoder_weight)
+        both = pl.concat([train, valid], how="diagonal")
+        labels = combine_labels(taught.ensemble, both, [label_pairs(run, one, both) for one in labellers], combine)
         for split, pairs in (("train", train), ("valid", valid)):
             pq.write_table(build_lists(pairs, labels), folder / f"{split}.parquet")
         stores = {one.store.fingerprint: [str(file) for file in one.store.files()] for one in labellers}
@@ -130,13 +126,26 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     return Labelled(key, run.step("lists", key, build), labellers[0].store.fingerprint)
 
 
-def open_labeller(run: Run, kind: Kind, folder: Path) -> Labeller:
+def open_labeller(run: Run, model: TeacherModel) -> Labeller:
     """A model with the store under its fingerprint."""
-    fields, max_length = run.config.data.fields, run.config.teacher.max_length
+    fields = run.config.data.fields
     precision = "bfloat16" if is_bfloat16(run.config.labels.precision, run.share.device) else "float32"
-    identity = fingerprint(folder, fields, max_length, precision)
-    described = {"teacher": str(folder), "fields": list(fields), "max_length": max_length, "precision": precision}
-    return Labeller(kind, folder, precision, LabelStore(run.root / "labels", identity, described))
+    described = {**asdict(model), "fields": list(fields), "precision": precision}
+    store = LabelStore(run.root / "labels", fingerprint(model, fields, precision), described)
+    return Labeller(model, precision, store)
+
+
+def combine_labels(
+    ensemble: Ensemble, pairs: pl.DataFrame, labels: list[pl.DataFrame], how: Literal["mean", "agreement"]
+) -> pl.DataFrame:
+    """One score a pair from the members' (each a frame of pair_id and score)."""
+    if len(labels) == 1:
+        return labels[0]
+    columns = [pairs.join(one, on="pair_id", how="left", maintain_order="left")["score"].to_numpy() for one in labels]
+    scores = [column.astype(np.float64) for column in columns]
+    combined = ensemble.combine(scores) if how == "mean" else ensemble.choose(pairs, scores)
+    found = pairs.select("pair_id", score=pl.Series(combined, dtype=pl.Float32))
+    return found.unique("pair_id", keep="first", maintain_order=True)
 
 
 def further_pairs(run: Run, prepared: Prepared, train: pl.DataFrame) -> list[pl.DataFrame]:
@@ -158,16 +167,17 @@ def further_pairs(run: Run, prepared: Prepared, train: pl.DataFrame) -> list[pl.
 def label_pairs(run: Run, labeller: Labeller, pairs: pl.DataFrame) -> pl.DataFrame:
     """Score the pairs that the store lacks and append them as one commit; returns pair_id and score of all of them."""
     missing = labeller.store.missing(pairs).select("pair_id", "query", "item_id", "text")
-    run.reporter.event("labels", state="counted", kind=labeller.kind, pairs=pairs.height, missing=missing.height)
+    run.reporter.event(
+        "labels", state="counted", model=labeller.model.folder, pairs=pairs.height, missing=missing.height
+    )
     if missing.height:
         with work_folder(run.root, "labels") as aside:
             write_blocks(missing, aside / "pending", run.config.labels.block)
             with relay(run.reporter) as mailbox:
                 share = run.share
                 job = LabelJob(
-                    model=str(labeller.folder),
-                    kind=labeller.kind,
-                    max_length=run.config.teacher.max_length,
+                    task=labeller.task,
+                    model=labeller.model,
                     precision=labeller.precision,
                     token_budget=run.config.labels.token_budget,
                     device=share.device,

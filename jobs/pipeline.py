@@ -1,4 +1,4 @@
-"""Read, teach, label, train, evaluate, export and register; each step is skipped when its output stands."""
+"""Read, teach, gate, label, train, evaluate, export and register; each step is skipped when its output stands."""
 
 import time
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ VERBS = {
     "label": "Score pairs with the teacher and keep the scores as soft labels.",
     "train": "Distil the teacher into a student.",
     "export": "Evaluate the student and export it as an artifact.",
-    "pipeline": "Read, teach, label, train, evaluate, export and register.",
+    "pipeline": "Read, teach, gate, label, train, evaluate, export and register.",
 }
 
 
@@ -50,6 +50,7 @@ def main(verb: str = "pipeline") -> None:
 
 def run_until(config: Config, verb: str = "pipeline") -> Made:
     """Run the steps up to `verb`."""
+    from jobs.gate import gate
     from jobs.label import label
     from jobs.prepare import prepare_data
     from jobs.run import Run
@@ -68,6 +69,7 @@ def run_until(config: Config, verb: str = "pipeline") -> Made:
         places = {"data": str(prepared.folder), "teacher": str(taught.folder)}
         if verb == "teach":
             return Made(places)
+        places |= {"gate": str(gate(run, prepared, taught).folder / "gate.json")}
         labelled = label(run, prepared, taught)
         places |= {"labels": str(run.root / "labels" / labelled.fingerprint), "lists": str(labelled.folder)}
         if verb == "label":

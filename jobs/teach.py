@@ -8,12 +8,19 @@ import polars as pl
 from jobs.fit import Fit, fit
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
-from rankstill.config import Teacher
+from rankstill.config import Teacher, TeacherMember
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.data import build_lists
+from rankstill.encoders import find_encoder
 from rankstill.errors import DataError
 from rankstill.objective import Objective
+from rankstill.rankers import pick_device
 from rankstill.teachers.cross_encoder import model_identity, untrained_teacher
+from rankstill.teachers.ensemble import Ensemble, Member, read_ensemble
+from rankstill.teachers.kinds import LoadedTeacher, TeacherModel, load_teacher
+
+STANDARDISED_PAIRS = 2000
+"""Valid pairs, at most, on whose scores the members of an ensemble are standardised."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +29,22 @@ class Taught:
 
     key: str
     folder: Path
+    """The main model, or the ensemble."""
+    ensemble: Ensemble
+    """The main model first, and alone where there is no other."""
+
+    @property
+    def main(self) -> Path:
+        """Folder of the main model."""
+        return Path(self.ensemble.members[0].model.folder)
 
 
 def teacher_key(config: Teacher, data_key: str) -> str:
-    """Key of the teacher's folder."""
+    """Key of the main model's folder."""
     if config.model:
         return step_key(model_identity(config.model, "teacher.model"), config.max_length)
-    settings = config.model_dump(exclude={"train": {"max_failures"}})
+    settings = config.model_dump(include={"model", "base", "random", "max_length", "train"})
+    settings["train"].pop("max_failures")
     return step_key(data_key, model_identity(config.base, "teacher.base"), settings)
 
 
@@ -38,12 +54,51 @@ def teach(run: Run, prepared: Prepared) -> Taught:
     key = teacher_key(config, prepared.key)
 
     def build(folder: Path) -> None:
-        if config.model:
-            load_cross_encoder(config.model, "teacher.model", config.max_length).save(folder)
-        else:
+        if not config.model:
             _fine_tune(run, prepared, key, folder)
+        elif config.kind == "cross":
+            load_cross_encoder(config.model, "teacher.model", config.max_length).save(folder)
 
-    return Taught(key, run.step("teachers", key, build))
+    if config.model and config.kind != "cross":  # stays where it is
+        main = find_encoder(config.model, "teacher.model")
+    else:
+        main = run.step("teachers", key, build)
+    models = [teacher_model(config, main, config.max_length)]
+    if not config.ensemble:
+        return Taught(key, main, Ensemble((Member(models[0], 1.0),)))
+    for place, member in enumerate(config.ensemble):
+        name = config.base if member.model == "base" else member.model
+        folder = find_encoder(name, f"teacher.ensemble.{place}.model")
+        models.append(teacher_model(member, folder, config.max_length))
+    weights = [config.weight, *(member.weight for member in config.ensemble)]
+    described = [[model_identity(model.folder, "teacher"), model.kind, model.prompt, model.answers] for model in models]
+    key = step_key(key, prepared.key, described, weights)
+    folder = run.step("ensembles", key, lambda folder: _standardise(run, prepared, models, weights).write(folder))
+    return Taught(key, folder, read_ensemble(folder, "teacher"))
+
+
+def teacher_model(config: TeacherMember, folder: Path, max_length: int) -> TeacherModel:
+    """A configured model at its place; prompts are for causal models only."""
+    asked = {"prompt": config.prompt, "answers": config.answers} if config.kind == "causal" else {}
+    return TeacherModel(config.kind, str(folder), max_length, **asked)
+
+
+def _standardise(run: Run, prepared: Prepared, models: list[TeacherModel], weights: list[float]) -> Ensemble:
+    pairs = judged_split(prepared.pairs, "valid").sort("pair_id").head(STANDARDISED_PAIRS)
+    queries, texts = pairs["query"].to_list(), pairs["text"].to_list()
+    scores = []
+    for model in models:
+        run.reporter.event("ensembles", state="scoring", model=model.folder, pairs=pairs.height)
+        scores.append(open_teacher(run, model).score(queries, texts))
+    return Ensemble.standardised(models, weights, scores)
+
+
+def open_teacher(run: Run, model: TeacherModel) -> LoadedTeacher:
+    """A model in this process."""
+    labels = run.config.labels
+    return load_teacher(
+        model, "teacher", pick_device(run.config.resources.device), labels.precision, labels.token_budget
+    )
 
 
 def _fine_tune(run: Run, prepared: Prepared, key: str, folder: Path) -> None:

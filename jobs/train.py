@@ -9,12 +9,14 @@ from jobs.fit import Fit, fit
 from jobs.label import Labelled
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
-from jobs.teach import Taught, label_max
-from rankstill.config import Config, Student
+from jobs.teach import Taught, label_max, teacher_model
+from rankstill.config import Config, Student, TeacherMember
 from rankstill.cross_encoder import load_cross_encoder
+from rankstill.encoders import find_encoder
 from rankstill.objective import Objective
 from rankstill.students.cross import make_student, pick_layers
 from rankstill.teachers.cross_encoder import model_identity
+from rankstill.teachers.kinds import load_teacher
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,12 @@ def check_models(config: Config) -> None:
         InputError: a folder is no model, or the student takes more layers than the teacher has.
     """
     teacher, student = config.teacher, config.student
-    if teacher.model:
+    for place, member in enumerate(teacher.ensemble):
+        _load_ready(member, teacher.base if member.model == "base" else member.model, f"teacher.ensemble.{place}.model")
+    depth = 0
+    if teacher.kind != "cross":
+        _load_ready(teacher, teacher.model, "teacher.model")
+    elif teacher.model:
         depth = load_cross_encoder(teacher.model, "teacher.model").layers
     elif teacher.base == "random":
         depth = teacher.random.layers
@@ -50,6 +57,12 @@ def check_models(config: Config) -> None:
         load_cross_encoder(student.init, "student.init", fresh_head=True)
 
 
+def _load_ready(member: TeacherMember, name: str, field: str) -> None:
+    """Load a ready model and forget it."""
+    model = teacher_model(member, find_encoder(name, field), max_length=64)
+    load_teacher(model, field, "cpu", "float32", token_budget=64)
+
+
 def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> Trained:
     """The student of a run."""
     config = run.config
@@ -57,7 +70,7 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> T
     key = step_key(labelled.key, student_identity(config.student), settings)
 
     def build(folder: Path) -> None:
-        teacher = load_cross_encoder(taught.folder, "teacher")
+        teacher = load_cross_encoder(taught.main, "teacher")
         plan = Fit(
             task="train",
             name=f"student-{key}",
@@ -65,7 +78,7 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> T
             valid_lists=pq.read_table(labelled.valid),
             train=config.train,
             objective=Objective(config.distill, label_max(prepared.pairs)),
-            teacher=taught.folder if config.distill.features.any else None,
+            teacher=taught.main if config.distill.features.any else None,
         )
         fit(run, make_student(config.student, teacher, config.train.seed), plan, folder)
 

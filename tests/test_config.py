@@ -221,5 +221,7 @@ def test_every_setting_is_described_once():
 
 def test_a_described_default_is_the_one_that_holds():
     config = parse_config(SHOP)
-    described = {key: default for key, default, _ in describe_fields() if not key.startswith("data.")}
+    described = {
+        key: default for key, default, _ in describe_fields() if not key.startswith("data.") and ".0." not in key
+    }
     assert described == {key: repr(operator.attrgetter(key)(config)) for key in described}

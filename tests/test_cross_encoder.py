@@ -13,6 +13,7 @@ from rankstill import cross_encoder
 from rankstill.cross_encoder import collate, load_cross_encoder, model_inputs, tokenise_pairs
 from rankstill.errors import ModelError
 from rankstill.scoring import torch_scorer
+from rankstill.students.cross import from_layers
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +141,16 @@ def test_a_model_with_code_of_its_own_is_refused_without_running_it(copied):
     assert "can't be loaded" in refusal(copied)
 
 
-def test_a_model_with_two_logits(copied):
+def test_a_model_of_two_classes_scores_by_their_difference(copied):
     weights = load_file(copied / "model.safetensors")
-    weights["classifier.weight"] = torch.zeros(2, 32)
-    weights["classifier.bias"] = torch.zeros(2)
+    one = torch_scorer(load_cross_encoder(copied, "test"), "cpu", "float32", 512).score(["drill"], ["lamp"])
+    weights["classifier.weight"] = torch.cat([torch.zeros(1, 32), weights["classifier.weight"]])
+    weights["classifier.bias"] = torch.cat([torch.zeros(1), weights["classifier.bias"]])
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     edit_config(copied, id2label={"0": "no", "1": "yes"}, label2id={"no": 0, "yes": 1})
-    assert "has 2 logits" in refusal(copied)
+    two = load_cross_encoder(copied, "test")
+    assert torch_scorer(two, "cpu", "float32", 512).score(["drill"], ["lamp"]) == pytest.approx(one, abs=1e-5)
+    assert from_layers(two, 1, 32).model.config.num_labels == 1, "a student scores"
     refusal(copied, fresh_head=True)
 
 

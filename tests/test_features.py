@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import made_up_pairs, tiny_cross_encoder
 
 from rankstill.config import Features
 from rankstill.cross_encoder import CrossEncoder, collate, model_inputs
@@ -10,7 +11,6 @@ from rankstill.encoders import random_tokenizer
 from rankstill.errors import ConfigError
 from rankstill.features import PROJECTIONS, FeatureMatcher
 from rankstill.students.cross import from_layers
-from tests.builders import made_up_pairs, tiny_cross_encoder
 
 EACH = ("hidden", "attention", "relation", "distance", "angle")
 

@@ -14,11 +14,13 @@ from jobs.evaluate import evaluate_file
 from jobs.pipeline import run_until
 from rankstill.artifacts import load_artifact
 from rankstill.bi_encoder import load_bi_encoder
-from rankstill.config import Config
+from rankstill.config import Config, Schedule
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
-from rankstill.errors import DataError
+from rankstill.errors import DataError, GateError
 from rankstill.labels import LabelStore
+from rankstill.metrics import per_query
+from rankstill.rankers import load_ranker
 from rankstill.registry import Registry
 from rankstill.scoring import torch_scorer
 
@@ -63,29 +65,73 @@ def test_every_output_is_whole(made, config):
     assert list(Path(config.storage.root, "partial").iterdir()) == []
 
 
-def test_soft_labels_lean_on_the_base_encoder_as_told(cluster, tmp_path):
+@pytest.fixture
+def two_teachers(tmp_path) -> list[str]:
+    """Overrides that make a teacher of a cross-encoder and a sentence encoder, three to one."""
     tiny_cross_encoder(max_length=64).save(tmp_path / "cross")
-    tiny_cross_encoder(seed=1, max_length=64).save(tmp_path / "base")
-    settings = [
+    tiny_cross_encoder(seed=1, max_length=64).save(tmp_path / "bi")
+    return [
         "data.shop.queries=30",
-        "labels.encoder_weight=0.25",
         "labels.precision=float32",
         "labels.made_queries=5",
+        f"storage.root={tmp_path / 'root'}",
+        f"teacher.model={tmp_path / 'cross'}",
+        "teacher.weight=3",
+        f"teacher.ensemble=[{{model: {tmp_path / 'bi'}, kind: bi}}]",
     ]
-    models = [f"teacher.model={tmp_path / 'cross'}", f"teacher.base={tmp_path / 'base'}"]
-    config = load_config(TINY, [f"storage.root={tmp_path / 'root'}", *settings, *models])
-    made = run_until(config, "label")
-    pairs = pl.read_parquet(Path(made.places["lists"], "*.parquet")).explode("items").unnest("items")
+
+
+def listed_pairs(made) -> pl.DataFrame:
+    return pl.read_parquet(Path(made.places["lists"], "*.parquet")).explode("items").unnest("items")
+
+
+def test_soft_labels_are_the_ensembles(cluster, tmp_path, two_teachers):
+    made = run_until(load_config(TINY, two_teachers), "label")
+    pairs = listed_pairs(made)
     queries, texts = pairs["query"].to_list(), pairs["text"].to_list()
     encoder = load_cross_encoder(tmp_path / "cross", "test", 64)
     ours = torch_scorer(encoder, "cpu", "float32", 512).score(queries, texts)
-    others = load_bi_encoder(str(tmp_path / "base"), "test", max_length=64).score(queries, texts)
-    distinct = pairs.with_columns(ours=ours, others=others).unique(["query", "text"])
-    scale = distinct["ours"].std() / distinct["others"].std()
-    leaning = 0.75 * ours + 0.25 * ((others - distinct["others"].mean()) * scale + distinct["ours"].mean())
-    assert pairs["score"].to_list() == pytest.approx(leaning.tolist(), abs=1e-4)
-    assert abs(leaning - ours).max() > 0.01
+    others = load_bi_encoder(str(tmp_path / "bi"), "test", max_length=64).score(queries, texts)
+    valid = pl.read_parquet(Path(made.places["data"], "pairs.parquet")).filter(pl.col("split") == "valid")
+    known = pairs.with_columns(ours=ours, others=others).join(valid, on=["query", "text"], how="semi")
+    known = known.unique(["query", "text"])
+    scale = known["ours"].std(ddof=0) / known["others"].std(ddof=0)
+    expected = 0.75 * ours + 0.25 * ((others - known["others"].mean()) * scale + known["ours"].mean())
+    assert pairs["score"].to_list() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert abs(expected - ours).max() > 0.01
     assert pairs["label"].null_count() > 5
+    # The folder is a model of its own, and gives the same scores.
+    scored = load_ranker(made.places["teacher"], "test", tmp_path).score(pairs)
+    assert scored.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_each_list_takes_the_member_that_agrees_with_its_judgements(cluster, tmp_path, two_teachers):
+    by_mean = listed_pairs(run_until(load_config(TINY, two_teachers), "label"))
+    chosen = listed_pairs(run_until(load_config(TINY, [*two_teachers, "teacher.combine=agreement"]), "label"))
+    judged = by_mean.filter(pl.col("label").is_not_null())
+    accuracies = [
+        per_query(judged, frame.filter(pl.col("label").is_not_null())["score"].to_numpy())["pairwise_accuracy"].mean()
+        for frame in (by_mean, chosen)
+    ]
+    assert accuracies[1] > accuracies[0] + 0.02
+
+
+def test_a_teacher_that_beats_nothing_is_refused_with_the_numbers(cluster, two_teachers, tmp_path):
+    config = load_config(TINY, [*two_teachers, "teacher.gate=on"])
+    with pytest.raises(
+        GateError, match=r"doesn't beat .*bm25.* \(nDCG@10, pairwise accuracy: teacher 0\.\d+, 0\.\d+; bm25"
+    ):
+        run_until(config, "label")
+    assert list((tmp_path / "root" / "ensembles").iterdir()), "what was taught stays"
+    assert not (tmp_path / "root" / "labels").exists()
+
+
+def test_the_gate_says_what_it_measured(made):
+    report = json.loads(Path(made.places["gate"]).read_text())
+    assert set(report["models"]) == {"teacher", "bm25"}
+    teacher, bm25 = (report["models"][name]["ndcg@10"]["value"] for name in ("teacher", "bm25"))
+    assert report["differences"]["bm25"]["ndcg@10"]["value"] == pytest.approx(teacher - bm25, abs=1e-6)
+    assert report["calibration"]["error_after"] < 0.2
 
 
 def test_each_pair_is_labelled_once(made, config):
@@ -118,7 +164,9 @@ def test_a_second_run_skips_every_step(made, config, capsys):
 
 
 def test_a_changed_student_keeps_teacher_and_labels(made, config, capsys):
-    changed = config.model_copy(update={"distill": config.distill.model_copy(update={"temperature": 3.0})})
+    changed = config.model_copy(
+        update={"distill": config.distill.model_copy(update={"temperature": Schedule(start=3.0, end=3.0)})}
+    )
     places = run_until(changed, "train").places
     assert places["teacher"] == made.places["teacher"]
     assert places["lists"] == made.places["lists"]

@@ -5,7 +5,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from rankstill.labels import LabelStore, weighted_scores
+from rankstill.labels import LabelStore
 from rankstill.schema import LABELS
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -110,21 +110,3 @@ def test_a_commit_tells_its_files_and_rows(store, tmp_path):
     assert told["rows"] == 3
     assert sorted(told["files"].values()) == [1, 2]
     assert {store.folder / name for name in told["files"]} == set(store.files())
-
-
-def scored(**scores: float) -> pl.DataFrame:
-    return pl.DataFrame({"pair_id": list(scores), "score": pl.Series(list(scores.values()), dtype=pl.Float32)})
-
-
-def test_weighted_scores_are_a_mean_on_the_scale_of_the_first():
-    ours = scored(a=-1.0, b=0.0, c=1.0)  # mean 0, deviation 1
-    others = scored(c=0.9, b=0.9, a=0.3, d=5.0)  # of a, b, c: mean 0.7, deviation 0.2 * sqrt(3)
-    found = dict(weighted_scores(ours, others, 0.25).rows())
-    root = 3**0.5
-    expected = {"a": -0.75 - 0.25 * 2 / root, "b": 0.25 / root, "c": 0.75 + 0.25 / root}
-    assert found == pytest.approx(expected, abs=1e-6)
-
-
-def test_others_that_are_all_equal_change_nothing():
-    ours = scored(a=-1.0, b=4.0)
-    assert weighted_scores(ours, scored(a=0.5, b=0.5), 0.25).sort("pair_id").equals(ours)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from rankstill.losses import (
     agreement,
     class_cross_entropy,
+    expected_gain_logit,
     lambda_loss,
     listwise_softmax,
     margin_mse,
@@ -171,6 +172,16 @@ def test_agreement_counts_ties_half_and_trusts_lists_without_judgements():
     # of the pairs (0,1), (0,2), (1,2): right, tied, wrong
     scores_QN = tensor([1.0, 0.0, 1.0], [3.0, 2.0, 1.0], [0.0, 1.0, 2.0])
     assert agreement(scores_QN, labels_QN, mask_QN).tolist() == near(0.5, 1.0, 1.0)
+
+
+def test_the_logit_of_two_classes_is_the_difference_of_their_logits():
+    assert expected_gain_logit(tensor([1.0, 3.0], [90.0, -90.0])).tolist() == near(2.0, -180.0)
+
+
+def test_the_logit_of_grades_is_that_of_their_expected_gain():
+    # probabilities 1/6, 2/6, 3/6 of the gains 0, 1, 3, of at most 3
+    share = (2 / 6 * 1 + 3 / 6 * 3) / 3
+    assert expected_gain_logit(tensor([0.0, log(2), log(3)])).tolist() == near(log(share / (1 - share)))
 
 
 class Fixed(torch.nn.Module):

@@ -122,19 +122,53 @@ class Train(Section):
     """Seed of initial weights, of shuffling and of sampling."""
 
 
-class Teacher(Section):
-    """The heavy model: ready-made, or an encoder fine-tuned on the judgements."""
+TeacherKind = Literal["cross", "bi", "causal"]
+
+
+class TeacherMember(Section):
+    """A ready model that teaches, used as it is."""
 
     model: str = ""
-    """A ready cross-encoder (folder or Hugging Face name) that is used as it is."""
+    """Folder or Hugging Face name; "base" for the teacher's base as it was before fine-tuning."""
+    kind: TeacherKind = "cross"
+    """What it is: a cross-encoder (with one logit, or with one for each grade), a sentence encoder whose cosines are
+    scores, or a causal language model."""
+    weight: float = Field(default=1.0, gt=0)
+    """Weight of its standardised scores among those of all members."""
+    prompt: str = "Query: {query}\nProduct: {text}\nDoes the product match the query? Answer yes or no: "
+    """What a causal model is asked."""
+    answers: tuple[str, ...] = Field(default=("no", "yes"), min_length=2)
+    """Answers of a causal model, worst first, such as no and yes, or grades; the logits of their first tokens count."""
+
+
+class Teacher(TeacherMember):
+    """The heavy model: ready-made, or an encoder fine-tuned on the judgements; alone, or first of an ensemble."""
+
     base: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Encoder to fine-tune (folder or Hugging Face name); "random" for a random one."""
+    """Encoder to fine-tune where `model` is empty (folder or Hugging Face name); "random" for a random one."""
     random: RandomModel = RandomModel()
     """Its shape where `base` is "random"."""
     max_length: int = Field(default=96, ge=8)
     """Tokens of a pair; what is longer is truncated."""
     train: Train = Train(learning_rate=5e-5)
     """How it is fine-tuned."""
+    ensemble: tuple[TeacherMember, ...] = ()
+    """Further models, whose standardised scores are averaged with the teacher's by weight."""
+    combine: Literal["mean", "agreement"] = "mean"
+    """How an ensemble labels a list: by the weighted mean, or by the member that agrees best with its judgements."""
+    gate: bool = True
+    """Whether a teacher is refused that ranks the valid judgements no better than BM25 or an untrained encoder."""
+
+    @model_validator(mode="after")
+    def _loadable(self) -> "Teacher":
+        if not self.model and self.kind != "cross":
+            raise ValueError(f"kind is {self.kind!r}, but only a cross-encoder is fine-tuned here; name a ready model")
+        for place, member in enumerate(self.ensemble):
+            if not member.model:
+                raise ValueError(f"ensemble.{place}.model is missing; name a folder, a Hugging Face name, or base")
+            if member.model == "base" and self.base == "random":
+                raise ValueError(f"ensemble.{place}.model is 'base', but base is 'random'; name a pretrained base")
+        return self
 
 
 class Labels(Section):
@@ -146,8 +180,6 @@ class Labels(Section):
     """Further queries, at most one an item: words of its text, which the teacher scores with it and other items."""
     made_candidates: int = Field(default=12, ge=2)
     """Items of each made query."""
-    encoder_weight: float = Field(default=0.0, ge=0, lt=1)
-    """Weight, in soft labels, of the untrained `teacher.base` as a sentence encoder, beside the teacher's score."""
     token_budget: int = Field(default=2048, ge=64)
     """Padded tokens in one forward pass."""
     block: int = Field(default=4096, ge=1)
@@ -357,10 +389,8 @@ class Config(Section):
     """What a run may use."""
 
     @model_validator(mode="after")
-    def _encoder_to_weigh(self) -> "Config":
-        if self.labels.encoder_weight and self.teacher.base == "random":
-            raise ValueError(
-                f"labels.encoder_weight is {self.labels.encoder_weight:g}, but teacher.base 'random' is no sentence"
-                " encoder; set it to 0 or name a pretrained base"
-            )
+    def _layers_to_take(self) -> "Config":
+        if self.teacher.kind != "cross" and (self.student.init == "teacher" or self.distill.features.any):
+            what = "student.init is 'teacher'" if self.student.init == "teacher" else "distill.features is set"
+            raise ValueError(f"{what}, but teacher.kind is {self.teacher.kind!r}; both need a cross-encoder")
         return self

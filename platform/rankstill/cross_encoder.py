@@ -46,7 +46,7 @@ class TokenisedPairs:
 
 @dataclass(frozen=True)
 class CrossEncoder:
-    """A sequence classifier with one logit, and its tokenizer."""
+    """A sequence classifier with one logit, or with one for each graded class, and its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -87,7 +87,7 @@ def load_cross_encoder(
     that is about to be fine-tuned; it is drawn from torch's generator.
 
     Raises:
-        ModelError: not a usable model, more than one logit, or no trained head where `fresh_head` is false.
+        ModelError: not a usable model, or no trained head where `fresh_head` is false.
     """
     folder = find_encoder(str(name), field)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
@@ -113,8 +113,6 @@ def load_cross_encoder(
         )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{field}: the tokenizer of {str(name)!r} has no padding token; add one to it")
-    if model.config.num_labels != 1:
-        raise ModelError(f"{field}: {str(name)!r} has {model.config.num_labels} logits; give a model with one")
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1 << 30))
     return CrossEncoder(model.eval(), tokenizer, min(max_length or longest, longest))
 

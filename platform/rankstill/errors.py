@@ -43,3 +43,7 @@ class AddressError(InputError, OSError):
 
 class RunError(RankstillError, RuntimeError):
     """A run that could not go on: a diverged training, a score that is not a number."""
+
+
+class GateError(RankstillError):
+    """A model that is not good enough to go on with."""

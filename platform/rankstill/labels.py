@@ -56,17 +56,3 @@ class LabelStore:
         rows = sum(files.values())
         write_json(self.folder / f"commit-{commit}.json", {"rows": rows, "files": files})
         return rows
-
-
-def weighted_scores(scores: pl.DataFrame, others: pl.DataFrame, weight: float) -> pl.DataFrame:
-    """(1 - weight) * score + weight * other score, each pair; both have the columns pair_id and score.
-
-    The others are first brought to the mean and the standard deviation of the scores, so that the result keeps their
-    scale. Pairs that only one of the two has are left out.
-    """
-    both = scores.join(others, on="pair_id", suffix="_other")
-    score, other = pl.col("score"), pl.col("score_other")
-    alike = (other - other.mean()) / other.std() * score.std() + score.mean()
-    # Where all others are equal they tell nothing.
-    blended = pl.when(other.std() > 0).then((1 - weight) * score + weight * alike).otherwise(score)
-    return both.select("pair_id", score=blended.cast(pl.Float32))

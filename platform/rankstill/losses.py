@@ -122,6 +122,20 @@ def agreement(scores_QN: Tensor, labels_QN: Tensor, mask_QN: Tensor) -> Tensor:
     return share_Q.where(better_QNN.flatten(1).any(dim=-1), torch.ones_like(share_Q))
 
 
+def expected_gain_logit(logits_PC: Tensor) -> Tensor:
+    """One score a pair, [P], from logits of C graded classes, worst first: log(e / (1 - e)) of the expected gain e.
+
+    e = sum_c softmax(logits)_c * (2^c - 1) / (2^(C-1) - 1), in (0, 1). Ranks as McRank's expected relevance (Li, Burges
+    and Wu 2007) with nDCG's gains; for two classes it is the difference of their logits.
+    """
+    gains_C = torch.exp2(torch.arange(logits_PC.shape[-1], device=logits_PC.device, dtype=logits_PC.dtype)) - 1.0
+    shares_C = gains_C / gains_C[-1]
+    logs_PC = functional.log_softmax(logits_PC, dim=-1)
+    gained = torch.logsumexp(logs_PC[:, 1:] + shares_C[1:].log(), dim=-1)
+    missed = torch.logsumexp(logs_PC[:, :-1] + torch.log1p(-shares_C[:-1]), dim=-1)
+    return gained - missed
+
+
 def _gains(labels_QN: Tensor, mask_QN: Tensor) -> Tensor:
     return (torch.exp2(labels_QN) - 1.0).masked_fill(~mask_QN, 0.0)
 

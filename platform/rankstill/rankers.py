@@ -18,6 +18,8 @@ from rankstill.encoders import find_encoder
 from rankstill.errors import ConfigError
 from rankstill.registry import find_version, is_reference
 from rankstill.scoring import torch_scorer
+from rankstill.teachers.ensemble import is_ensemble, read_ensemble
+from rankstill.teachers.kinds import load_teacher
 
 BASELINES = ("bm25", "random")
 
@@ -49,6 +51,8 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
     if is_reference(reference) and not Path(reference).exists():
         version = find_version(reference, root, field)
         name, reference = str(version), str(version.folder)
+    if is_ensemble(Path(reference)):
+        return _ensemble_ranker(Path(reference), field, device, token_budget)
     folder = find_encoder(reference, field)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if (folder / "modules.json").exists():
@@ -63,6 +67,20 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
         lambda p: scorer.score(p["query"].to_list(), p["text"].to_list()).astype(np.float64),
         encoder.parameters,
         size,
+        _trained_fields(folder),
+    )
+
+
+def _ensemble_ranker(folder: Path, field: str, device: str, token_budget: int) -> Ranker:
+    ensemble = read_ensemble(folder, field)
+    precision = "auto" if device.startswith("cuda") else "float32"
+    models = [member.model for member in ensemble.members]
+    loaded = [load_teacher(model, field, device, precision, token_budget) for model in models]
+    return Ranker(
+        str(folder),
+        lambda p: ensemble.combine([one.score(p["query"].to_list(), p["text"].to_list()) for one in loaded]),
+        sum(one.parameters for one in loaded),
+        sum(path.stat().st_size for model in models for path in Path(model.folder).glob("*.safetensors")),
         _trained_fields(folder),
     )
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rankstill.cross_encoder import CrossEncoder, TokenisedPairs, collate, model_inputs, pad_id, tokenise_pairs
 from rankstill.errors import RunError
+from rankstill.losses import expected_gain_logit
 
 Floats = NDArray[np.float32]
 Batch = dict[str, NDArray[np.int64]]
@@ -85,9 +86,14 @@ def torch_forward(encoder: CrossEncoder, device: str = "cpu", dtype: torch.dtype
 
     def forward(batch: Batch) -> Floats:
         with torch.inference_mode():
-            return model(**model_inputs(model, batch)).logits[:, 0].float().cpu().numpy()
+            return one_logit(model(**model_inputs(model, batch)).logits.float()).cpu().numpy()
 
     return forward
+
+
+def one_logit(logits_BC: torch.Tensor) -> torch.Tensor:
+    """The score of each pair, [B]: its logit, or that of the expected gain where there are graded classes."""
+    return logits_BC[:, 0] if logits_BC.shape[1] == 1 else expected_gain_logit(logits_BC)
 
 
 def onnx_forward(path: Path, threads: int = 0) -> Forward:

@@ -35,6 +35,7 @@ def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEnc
     taken = pick_layers(teacher.layers, layers)
     config = copy.deepcopy(teacher.model.config)
     config.num_hidden_layers = layers
+    config.num_labels = 1
     student = AutoModelForSequenceClassification.from_config(config)
     position = {old: new for new, old in enumerate(taken)}
     pattern = re.compile(rf"^{re.escape(stack)}\.(\d+)\.")
@@ -45,6 +46,8 @@ def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEnc
             weights[key] = tensor
         elif (old := int(match[1])) in position:
             weights[f"{stack}.{position[old]}.{key[match.end() :]}"] = tensor
+    fresh = student.state_dict()  # for a head, where the teacher's scores grades
+    weights |= {key: tensor for key, tensor in fresh.items() if tensor.shape != weights[key].shape}
     student.load_state_dict(weights)
     return CrossEncoder(student, teacher.tokenizer, min(max_length, teacher.max_length))
 

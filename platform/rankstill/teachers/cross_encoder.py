@@ -9,6 +9,7 @@ import torch
 from rankstill.config import Teacher
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.encoders import find_encoder, random_model, random_tokenizer
+from rankstill.teachers.kinds import TeacherModel
 from rankstill.text import SEPARATOR, digest
 
 
@@ -26,9 +27,10 @@ def model_identity(name: str, field: str) -> str:
     return "random" if name == "random" else hash_folder(find_encoder(name, field))
 
 
-def fingerprint(folder: Path, fields: Sequence[str], max_length: int, precision: str) -> str:
+def fingerprint(model: TeacherModel, fields: Sequence[str], precision: str) -> str:
     """128-bit hash of weights, tokenizer, text template, max length and precision: change any, labels are new."""
-    return digest(hash_folder(folder), SEPARATOR.join(fields), str(max_length), precision)
+    kind = () if model.kind == "cross" else (model.kind, model.prompt, *model.answers)
+    return digest(hash_folder(Path(model.folder)), SEPARATOR.join(fields), str(model.max_length), precision, *kind)
 
 
 def hash_folder(folder: Path) -> str:

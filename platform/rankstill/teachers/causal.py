@@ -1,0 +1,93 @@
+"""A causal language model as a teacher: the logits of label tokens after a prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from rankstill.encoders import find_encoder
+from rankstill.errors import ConfigError, ModelError
+from rankstill.losses import expected_gain_logit
+from rankstill.scoring import is_bfloat16, plan_batches
+
+
+@dataclass(frozen=True)
+class CausalRanker:
+    """A language model, its prompt, and the tokens of its answers, worst first."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    max_length: int
+    prompt: str
+    answer_ids: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def score(self, queries: Sequence[str], texts: Sequence[str], token_budget: int = 2048) -> NDArray[np.float64]:
+        """Logit of each pair, [B]: log odds of the last of two answers, else that of the expected gain of grades."""
+        ids = [self._prompt_ids(query, text) for query, text in zip(queries, texts, strict=True)]
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        scores = np.empty(len(ids), dtype=np.float64)
+        for rows in plan_batches(lengths, token_budget):
+            length = int(lengths[rows].max())
+            tokens_BL = torch.zeros(len(rows), length, dtype=torch.long)
+            mask_BL = torch.zeros_like(tokens_BL)
+            for place, row in enumerate(rows):  # padded behind, which what comes before doesn't see
+                tokens_BL[place, : lengths[row]] = torch.tensor(ids[row])
+                mask_BL[place, : lengths[row]] = 1
+            device = self.model.device
+            with torch.inference_mode():
+                logits_BLV = self.model(input_ids=tokens_BL.to(device), attention_mask=mask_BL.to(device)).logits
+            last_BV = logits_BLV[torch.arange(len(rows)), torch.from_numpy(lengths[rows] - 1)].float()
+            scores[rows] = expected_gain_logit(last_BV[:, list(self.answer_ids)]).cpu().numpy()
+        return scores
+
+    def _prompt_ids(self, query: str, text: str) -> list[int]:
+        """The prompt's tokens; the item's text is cut where they would be too many."""
+        ids = self.tokenizer(self.prompt.format(query=query, text=text))["input_ids"]
+        excess = len(ids) - self.max_length
+        if excess > 0:
+            kept = self.tokenizer(text, add_special_tokens=False)["input_ids"][: -excess - 1]
+            ids = self.tokenizer(self.prompt.format(query=query, text=self.tokenizer.decode(kept)))["input_ids"]
+        return ids[-self.max_length :]
+
+
+def load_causal(
+    name: str, field: str, device: str, precision: str, max_length: int, prompt: str, answers: Sequence[str]
+) -> CausalRanker:
+    """Load a folder or Hugging Face name, safetensors only.
+
+    Raises:
+        ModelError: not a usable model.
+        ConfigError: an answer that doesn't start with a token of its own, or a prompt with other names in braces.
+    """
+    folder = find_encoder(name, field)
+    try:
+        prompt.format(query="", text="")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(f"{field}: the prompt {prompt!r} has other braces than {{query}} and {{text}}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype="float32"
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{field}: {name!r} can't be loaded ({reason}); give a whole model folder") from error
+    ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
+    firsts = [part[0] if part else -1 for part in ids]
+    if len(set(firsts)) < len(firsts) or -1 in firsts:
+        raise ConfigError(f"{field}: answers {', '.join(map(repr, answers))} share their first token; give other words")
+    dtype = torch.bfloat16 if is_bfloat16(precision, device) else torch.float32
+    placed: Any = model  # `to` is wrapped in a way that hides its signature
+    model = placed.to(device=torch.device(device), dtype=dtype).eval()
+    longest = min(max_length, getattr(model.config, "max_position_embeddings", 1 << 30))
+    return CausalRanker(model, tokenizer, longest, prompt, tuple(firsts))
