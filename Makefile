@@ -22,6 +22,7 @@ lint: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m tests.benchmarks.labelling
 	$(BIN)/python -m tests.benchmarks.scoring
+	$(BIN)/python -m tests.benchmarks.training
 
 serve: .venv/.demo
 	$(BIN)/python -m serve.app --model $(MODEL) serve.port=$(PORT)

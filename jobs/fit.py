@@ -37,6 +37,8 @@ class Fit:
     objective: Objective
     teacher: Path | None = None
     """Folder of a cross-encoder whose inside the objective compares with."""
+    best: bool = True
+    """Whether the best epoch is taken; else the last."""
 
 
 def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path) -> None:
@@ -93,7 +95,7 @@ def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path) -> None:
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, on_interrupt)
-    best = result.get_best_checkpoint(METRIC, "max")
+    best = result.get_best_checkpoint(METRIC, "max") if plan.best else result.checkpoint
     if best is None or result.checkpoint is None:
         raise RunError(f"{plan.task}: the run in {str(folder)!r} left no checkpoint; remove that folder and run again")
     with best.as_directory() as checkpoint:
@@ -101,6 +103,11 @@ def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path) -> None:
     with result.checkpoint.as_directory() as checkpoint:
         write_json(out / "history.json", json.loads(Path(checkpoint, COURSE).read_text())["history"])
     shutil.rmtree(folder)
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """What each epoch of a trained model came to."""
+    return json.loads((folder / "history.json").read_text())
 
 
 def _cause(error: TrainingFailedError) -> RankstillError:

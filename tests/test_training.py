@@ -1,7 +1,6 @@
 """The worker loop on the shared cluster: DeepSpeed engines over gloo."""
 
 import dataclasses
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import pytest
 import ray
 from safetensors.torch import load_file
 
-from jobs.fit import Fit, fit
+from jobs.fit import Fit, fit, history
 from jobs.run import Run
 from rankstill.config import Features, RandomModel, Schedule, Train
 from rankstill.configfile import parse_config
@@ -68,10 +67,6 @@ def run_in(folder: Path, workers: int) -> Run:
     return Run(parse_config(tree), Reporter())
 
 
-def history_of(folder: Path) -> list[dict[str, float]]:
-    return json.loads((folder / "history.json").read_text())
-
-
 def test_one_and_two_workers_learn_the_same_from_the_same_global_batch(tmp_path):
     encoder = tiny_encoder()
     hard = Objective.judgements_only(label_max=3.0)
@@ -85,7 +80,7 @@ def test_one_and_two_workers_learn_the_same_from_the_same_global_batch(tmp_path)
         out.mkdir()
         fit(run_in(tmp_path, workers), encoder, plan(f"workers{workers}", train, hard), out)
         folders.append(out)
-    one, two = map(history_of, folders)
+    one, two = map(history, folders)
     assert [epoch["epoch"] for epoch in one] == [1, 2, 3, 4, 5, 6]
     assert [e["loss"] for e in two] == pytest.approx([e["loss"] for e in one], rel=1e-4)
     assert [e["ndcg@10"] for e in two] == pytest.approx([e["ndcg@10"] for e in one], rel=1e-6)
@@ -133,7 +128,7 @@ def test_a_killed_worker_continues_at_its_last_checkpoint(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     fit(run_in(tmp_path, 1), tiny_encoder(), plan("killed", train, objective), out)
-    assert [epoch["epoch"] for epoch in history_of(out)] == [1, 2]
+    assert [epoch["epoch"] for epoch in history(out)] == [1, 2]
     # One epoch, two calls of the next one, and that epoch again: the first was not repeated.
     assert calls.stat().st_size == steps + 2 + steps
 
@@ -145,13 +140,14 @@ def test_a_student_learns_from_the_inside_of_its_teacher(tmp_path):
     nothing_else = HARD.model_copy(
         update={"pointwise": 0.0, "alpha": Schedule(start=1.0, end=1.0), "features": features}
     )
-    train = Train(epochs=6, lists=4, learning_rate=1e-2, patience=6, zero_stage=3)
+    train = Train(epochs=6, lists=4, learning_rate=1e-2, patience=6, zero_stage=3, max_steps=22)
     given = plan("inside", train, Objective(nothing_else, label_max=3.0))
     out = tmp_path / "out"
     out.mkdir()
     fit(run_in(tmp_path, 1), tiny_encoder(), dataclasses.replace(given, teacher=tmp_path / "teacher"), out)
-    losses = [epoch["loss"] for epoch in history_of(out)]
+    losses = [epoch["loss"] for epoch in history(out)]
     assert losses[-1] < 0.7 * losses[0]
+    assert [epoch["steps"] for epoch in history(out)] == [4, 4, 4, 4, 4, 2], "max_steps ends it"
     weights = load_file(out / "model.safetensors")
     assert set(weights) == set(load_file(tmp_path / "teacher" / "model.safetensors")), "projections stay behind"
 

@@ -94,6 +94,8 @@ class Train(Section):
 
     epochs: int = Field(default=2, ge=1)
     """Passes over the candidate lists."""
+    max_steps: int = Field(default=0, ge=0)
+    """Optimizer steps after which training ends, whatever the epochs; 0 is no limit."""
     lists: int = Field(default=8, ge=1)
     """Candidate lists in one optimizer step, over all workers together."""
     list_size: int = Field(default=12, ge=2)

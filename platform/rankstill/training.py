@@ -5,6 +5,7 @@ Ray Train starts one `train_worker` a worker; every rank runs the same code on C
 
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,7 @@ class Course:
     stale: int = 0
     """Epochs since then."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Loss and metric of each epoch."""
+    """Steps, loss, metric and speed of each epoch."""
 
 
 def train_worker(config: dict[str, TrainJob]) -> None:
@@ -87,24 +88,26 @@ def train_worker(config: dict[str, TrainJob]) -> None:
             module.p = job.train.dropout
     lists, valid = (read_lists(Path(path), encoder) for path in (job.train_lists, job.valid_lists))
     plan = plan_epoch(lists, job.train, epoch=0, workers=workers)
-    steps = len(plan) * job.train.epochs
+    steps = min(len(plan) * job.train.epochs, job.train.max_steps or 1 << 60)
     matcher = _make_matcher(encoder, job)
     engine = make_engine(encoder, job.train, job.device, len(plan[0]) // workers, steps)
     learner = Learner(engine, encoder, lists, job, steps, matcher)
     course = _restore(engine)
-    remaining = len(plan) * (job.train.epochs - course.epoch)
-    while course.epoch < job.train.epochs and course.stale < job.train.patience:
+    remaining = steps - len(plan) * course.epoch
+    while len(plan) * course.epoch < steps and course.stale < job.train.patience:
         epoch = course.epoch
         engine.train()
-        losses = []
-        for step in plan_epoch(lists, job.train, epoch, workers):
+        losses, pairs, start = [], 0, time.monotonic()
+        for step in plan_epoch(lists, job.train, epoch, workers)[: steps - len(plan) * epoch]:
             losses.append(learner.step(step[rank::workers]))
+            pairs += sum(map(len, step))
             if rank == 0 and job.mailbox is not None:
                 event = ProgressEvent(job.task, 1, remaining, "step", {"loss": round(losses[-1], 4)})
                 job.mailbox.put.remote(event)
+        rate = pairs / (time.monotonic() - start)
         loss = _mean_over_ranks(float(np.mean(losses)), engine.device)
         metric = evaluate(engine, encoder, valid, rank, workers)
-        metrics = {"epoch": epoch + 1, "loss": loss, METRIC: metric}
+        metrics = {"epoch": epoch + 1, "steps": len(losses), "loss": loss, METRIC: metric, "pairs_per_second": rate}
         stale = 0 if metric > course.best else course.stale + 1
         course = Course(epoch + 1, max(metric, course.best), stale, [*course.history, metrics])
         _report(engine, encoder, course, rank)

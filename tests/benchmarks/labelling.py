@@ -27,6 +27,7 @@ from rankstill.progress import Reporter
 from rankstill.relay import relay
 from rankstill.schema import ProgressEvent
 from rankstill.scoring import torch_scorer
+from rankstill.teachers.kinds import TeacherModel
 from tests.benchmarks.workload import generated_pairs, random_cross_encoder
 
 BLOCK = 4096
@@ -90,9 +91,8 @@ def ray_rate(folder: Path, repeat: int, total: int) -> tuple[float, float]:
     start = time.perf_counter()
     with relay(first) as mailbox:
         job = LabelJob(
-            model=str(folder / "model"),
-            kind="cross",
-            max_length=128,
+            task="label",
+            model=TeacherModel("cross", str(folder / "model"), 128),
             precision="float32",
             token_budget=TOKEN_BUDGET,
             device="cpu",
