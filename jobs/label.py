@@ -172,7 +172,8 @@ def label_pairs(run: Run, labeller: Labeller, pairs: pl.DataFrame) -> pl.DataFra
     )
     if missing.height:
         with work_folder(run.root, "labels") as aside:
-            write_blocks(missing, aside / "pending", run.config.labels.block)
+            # By text, so that sentence encoders, which encode each text of a block once, meet an item in one block.
+            write_blocks(missing.sort("text", maintain_order=True), aside / "pending", run.config.labels.block)
             with relay(run.reporter) as mailbox:
                 share = run.share
                 job = LabelJob(

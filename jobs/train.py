@@ -10,11 +10,13 @@ from jobs.label import Labelled
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, label_max, teacher_model
+from rankstill.bi_encoder import load_bi_encoder
 from rankstill.config import Config, Student, TeacherMember
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.encoders import find_encoder
 from rankstill.objective import Objective
-from rankstill.students.cross import make_student, pick_layers
+from rankstill.students import make_student
+from rankstill.students.cross import pick_layers
 from rankstill.teachers.cross_encoder import model_identity
 from rankstill.teachers.kinds import load_teacher
 
@@ -25,6 +27,12 @@ class Trained:
 
     key: str
     folder: Path
+
+
+def resolved_student(config: Config) -> Student:
+    """The student's settings, with the name of the base in place of "base"."""
+    student = config.student
+    return student.model_copy(update={"init": config.teacher.base}) if student.init == "base" else student
 
 
 def student_identity(config: Student) -> str:
@@ -39,7 +47,7 @@ def check_models(config: Config) -> None:
     Raises:
         InputError: a folder is no model, or the student takes more layers than the teacher has.
     """
-    teacher, student = config.teacher, config.student
+    teacher, student = config.teacher, resolved_student(config)
     for place, member in enumerate(teacher.ensemble):
         _load_ready(member, teacher.base if member.model == "base" else member.model, f"teacher.ensemble.{place}.model")
     depth = 0
@@ -54,7 +62,15 @@ def check_models(config: Config) -> None:
     if student.init == "teacher":
         pick_layers(depth, student.layers)
     elif student.init != "random":
+        _load_start(student)
+
+
+def _load_start(student: Student) -> None:
+    """Load what a student starts from and forget it."""
+    if student.family == "cross":
         load_cross_encoder(student.init, "student.init", fresh_head=True)
+    else:
+        load_bi_encoder(student.init, "student.init")
 
 
 def _load_ready(member: TeacherMember, name: str, field: str) -> None:
@@ -67,7 +83,7 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> T
     """The student of a run."""
     config = run.config
     settings = config.model_dump(include={"student", "distill", "train"}, exclude={"train": {"max_failures"}})
-    key = step_key(labelled.key, student_identity(config.student), settings)
+    key = step_key(labelled.key, student_identity(resolved_student(config)), settings)
 
     def build(folder: Path) -> None:
         teacher = load_cross_encoder(taught.main, "teacher")
@@ -80,7 +96,7 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> T
             objective=Objective(config.distill, label_max(prepared.pairs)),
             teacher=taught.main if config.distill.features.any else None,
         )
-        fit(run, make_student(config.student, teacher, config.train.seed), plan, folder)
+        fit(run, make_student(resolved_student(config), teacher, config.train.seed), plan, folder)
 
     return Trained(key, run.step("students", key, build))
 

@@ -5,7 +5,8 @@ from builders import tiny_cross_encoder
 from rankstill.config import RandomModel, Student
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import ConfigError, ModelError
-from rankstill.students.cross import from_layers, make_student, pick_layers
+from rankstill.students import make_student
+from rankstill.students.cross import from_layers, pick_layers
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def export_artifact(student: CrossEncoder, folder: Path, made_from: dict[str, An
     }
     manifest = {
         "format": FORMAT,
-        "family": "cross",
+        "family": student.family,
         "max_length": student.max_length,
         "fields": list(fields),
         "parameters": student.parameters,

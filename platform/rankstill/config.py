@@ -191,12 +191,20 @@ class Labels(Section):
 
 
 class Student(Section):
-    """The small model, a cross-encoder."""
+    """The small model."""
 
+    family: Literal["cross", "bi", "late"] = "cross"
+    """What it is: a small cross-encoder; two towers that give one vector each; or two towers that give several vectors
+    an item, ahead of time, and one a token of the query."""
     init: str = "teacher"
-    """Where its weights come from: "teacher" (every k-th layer), "random", a folder or a Hugging Face name."""
+    """Where its weights come from: "teacher", "base" (the teacher's base as it was), "random", a folder or a Hugging
+    Face name."""
     layers: int = Field(default=3, ge=1)
-    """Layers taken from the teacher."""
+    """Layers taken, evenly spaced, from the teacher or the base."""
+    vectors: int = Field(default=16, ge=1, le=64)
+    """Vectors of an item, of family late."""
+    width: int = Field(default=0, ge=0, le=1024)
+    """Width of vectors, of families bi and late; 0 keeps the encoder's."""
     random: RandomModel = RandomModel()
     """Its shape where `init` is "random"."""
     max_length: int = Field(default=96, ge=8)
@@ -391,8 +399,15 @@ class Config(Section):
     """What a run may use."""
 
     @model_validator(mode="after")
-    def _layers_to_take(self) -> "Config":
+    def _fitting(self) -> "Config":
         if self.teacher.kind != "cross" and (self.student.init == "teacher" or self.distill.features.any):
             what = "student.init is 'teacher'" if self.student.init == "teacher" else "distill.features is set"
             raise ValueError(f"{what}, but teacher.kind is {self.teacher.kind!r}; both need a cross-encoder")
+        if self.student.family != "cross" and self.distill.features.any:
+            raise ValueError(
+                f"distill.features is set, but student.family is {self.student.family!r}, which has other insides than"
+                " a teacher; set the weights to 0"
+            )
+        if self.student.init == "base" and self.teacher.base == "random":
+            raise ValueError("student.init is 'base', but teacher.base is 'random'; name a pretrained base")
         return self

@@ -1,4 +1,4 @@
-"""The pair model that teachers and students of the cross family share: query and item in, one logit out."""
+"""The pair model that teachers and students of every family share: query and item in, one logit out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from rankstill.encoders import find_encoder
 from rankstill.errors import ModelError
+from rankstill.towers import TowerModel
 
 Ids = NDArray[np.int32]
 LONGEST_TOKEN = 32
@@ -71,6 +72,11 @@ class CrossEncoder:
     def parameters(self) -> int:
         """Number of weights."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def family(self) -> str:
+        """cross, bi or late."""
+        return self.model.config.family if isinstance(self.model, TowerModel) else "cross"
 
     @property
     def layers(self) -> int:

@@ -23,6 +23,7 @@ from jobs.label import Labelled, label
 from jobs.prepare import prepare_data
 from jobs.run import Run
 from jobs.teach import Taught, judged_split, label_max, teach
+from jobs.train import resolved_student
 from rankstill.bm25 import score_pairs
 from rankstill.cli import format_table
 from rankstill.config import Distill
@@ -33,7 +34,7 @@ from rankstill.objective import Objective
 from rankstill.progress import Reporter
 from rankstill.rankers import load_ranker
 from rankstill.storage import write_json
-from rankstill.students.cross import make_student
+from rankstill.students import make_student
 
 METRICS = ("ndcg@10", "pairwise_accuracy")
 
@@ -114,7 +115,7 @@ def run_recipe(run: Run, recipe: Recipe, taught: Taught, labelled: Labelled, fol
     (folder / "model").mkdir(parents=True, exist_ok=True)
     lists = learnt_from(labelled.train, recipe)
     config = run.config
-    student = make_student(config.student, load_cross_encoder(taught.main, "teacher"), config.train.seed)
+    student = make_student(resolved_student(config), load_cross_encoder(taught.main, "teacher"), config.train.seed)
     if recipe.peer:
         from tests.benchmarks.peers import train_peer
 

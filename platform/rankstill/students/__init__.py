@@ -1,1 +1,14 @@
 """Students: the small models that are distilled and served."""
+
+import torch
+
+from rankstill.config import Student
+from rankstill.cross_encoder import CrossEncoder
+from rankstill.students.cross import make_cross
+from rankstill.students.towers import make_towers
+
+
+def make_student(config: Student, teacher: CrossEncoder, seed: int) -> CrossEncoder:
+    """The student before training."""
+    torch.manual_seed(seed)
+    return make_cross(config, teacher) if config.family == "cross" else make_towers(config, teacher)

@@ -4,8 +4,7 @@ import copy
 import re
 
 import numpy as np
-import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import PreTrainedModel
 
 from rankstill.config import Student
 from rankstill.cross_encoder import CrossEncoder, layer_stack, load_cross_encoder
@@ -13,9 +12,8 @@ from rankstill.encoders import random_model
 from rankstill.errors import ConfigError
 
 
-def make_student(config: Student, teacher: CrossEncoder, seed: int) -> CrossEncoder:
-    """The student before training; its tokenizer is the teacher's unless it comes from a folder of its own."""
-    torch.manual_seed(seed)
+def make_cross(config: Student, teacher: CrossEncoder) -> CrossEncoder:
+    """A small cross-encoder; its tokenizer is the teacher's unless it comes from a folder of its own."""
     if config.init == "teacher":
         return from_layers(teacher, config.layers, config.max_length)
     if config.init == "random":
@@ -31,16 +29,26 @@ def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEnc
         ConfigError: more layers than the teacher has.
         ModelError: a teacher whose layers can't be told apart.
     """
-    stack, _ = layer_stack(teacher.model)
-    taken = pick_layers(teacher.layers, layers)
-    config = copy.deepcopy(teacher.model.config)
+    return CrossEncoder(take_layers(teacher.model, layers), teacher.tokenizer, min(max_length, teacher.max_length))
+
+
+def take_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """A copy of a model with `layers` of its layers and, where it scores, one logit.
+
+    Raises:
+        ConfigError: more layers than the model has.
+        ModelError: a model whose layers can't be told apart.
+    """
+    stack, _ = layer_stack(model)
+    taken = pick_layers(model.config.num_hidden_layers, layers)
+    config = copy.deepcopy(model.config)
     config.num_hidden_layers = layers
     config.num_labels = 1
-    student = AutoModelForSequenceClassification.from_config(config)
+    student = type(model)(config)
     position = {old: new for new, old in enumerate(taken)}
     pattern = re.compile(rf"^{re.escape(stack)}\.(\d+)\.")
     weights = {}
-    for key, tensor in teacher.model.state_dict().items():
+    for key, tensor in model.state_dict().items():
         match = pattern.match(key)
         if match is None:
             weights[key] = tensor
@@ -49,7 +57,7 @@ def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEnc
     fresh = student.state_dict()  # for a head, where the teacher's scores grades
     weights |= {key: tensor for key, tensor in fresh.items() if tensor.shape != weights[key].shape}
     student.load_state_dict(weights)
-    return CrossEncoder(student, teacher.tokenizer, min(max_length, teacher.max_length))
+    return student
 
 
 def pick_layers(depth: int, count: int) -> list[int]:
