@@ -1,6 +1,5 @@
 """Score pairs with the teacher on a Ray Data actor pool and keep the scores as soft labels."""
 
-import logging
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +9,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import ray.data
 import torch
 
+from jobs.pool import map_folder, write_blocks
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, judged_split
@@ -28,12 +26,6 @@ from rankstill.storage import work_folder, write_json
 from rankstill.teachers.cross_encoder import fingerprint
 from rankstill.teachers.ensemble import Ensemble
 from rankstill.teachers.kinds import TeacherModel, load_teacher
-
-ACTOR_SHARE = 0.5
-"""CPUs that Ray counts for a labelling actor per thread of it. Were it 1, actors would hold every CPU of a small
-cluster, and no task could read what they wait for."""
-IO_CPUS = 0.1
-"""CPUs that Ray counts for a read or write task."""
 
 
 @dataclass(frozen=True)
@@ -186,37 +178,10 @@ def label_pairs(run: Run, labeller: Labeller, pairs: pl.DataFrame) -> pl.DataFra
                     total=missing.height,
                     mailbox=mailbox,
                 )
-                label_folder(job, aside / "pending", aside / "done", share.actors, run.config.labels.block)
+                map_folder(LabelActor, job, aside / "pending", aside / "done", share.actors, run.config.labels.block)
             labeller.store.append(aside / "done")
     scores = labeller.store.scan().select("pair_id", "score").unique("pair_id")
     return scores.join(pairs.lazy().select("pair_id"), on="pair_id", how="semi").collect()
-
-
-def write_blocks(pairs: pl.DataFrame, folder: Path, rows: int) -> None:
-    """Write pairs as Parquet files of `rows` rows each: one file is one unit of work."""
-    folder.mkdir(parents=True)
-    for place, block in enumerate(pairs.iter_slices(rows)):
-        block.write_parquet(folder / f"{place:06d}.parquet")
-
-
-def label_folder(job: LabelJob, pending: Path, done: Path, actors: int, block: int) -> None:
-    """Score the Parquet files of `pending` on a pool of actors and write Parquet files (schema LABELS) to `done`."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.use_datasource_v2 = False  # which would make one block of many small files
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    files = sorted(pending.glob("*.parquet"))
-    on_gpu = job.device == "cuda"
-    pool = ray.data.ActorPoolStrategy(size=min(actors, len(files)))
-    ray.data.read_parquet([str(file) for file in files], override_num_blocks=len(files), num_cpus=IO_CPUS).map_batches(
-        LabelActor,
-        fn_constructor_args=(job,),
-        batch_format="pyarrow",
-        batch_size=block,
-        compute=pool,
-        num_gpus=1 if on_gpu else 0,
-        num_cpus=ACTOR_SHARE * (1 if on_gpu else job.threads),
-    ).write_parquet(str(done), ray_remote_args={"num_cpus": IO_CPUS})
 
 
 if __name__ == "__main__":

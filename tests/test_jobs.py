@@ -11,6 +11,7 @@ import pytest
 from builders import judgement, tiny_cross_encoder, write_jsonl
 
 from jobs.evaluate import evaluate_file
+from jobs.index import index_items
 from jobs.pipeline import run_until
 from rankstill.artifacts import load_artifact
 from rankstill.bi_encoder import load_bi_encoder
@@ -18,6 +19,7 @@ from rankstill.config import Config, Schedule
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import DataError, GateError
+from rankstill.item_index import KnownItemScorer, open_index
 from rankstill.labels import LabelStore
 from rankstill.metrics import per_query
 from rankstill.rankers import load_ranker
@@ -144,6 +146,27 @@ def test_each_pair_is_labelled_once(made, config):
     valid = pl.read_parquet(Path(made.places["lists"], "valid.parquet")).explode("items").unnest("items")
     listed = pl.concat([lists, valid]).unique(["query", "text"])
     assert labels.height == listed.height
+
+
+def test_items_of_a_late_student_are_indexed_and_kept_up_to_date(made, config, tmp_path):
+    late = {"family": "late", "vectors": 4, "width": 16, "layers": 1}
+    student = config.student.model_copy(update=late)
+    trained = run_until(config.model_copy(update={"student": student}), "export")
+    artifact = load_artifact(Path(trained.places["artifact"]))
+    assert artifact.manifest["family"] == "late"
+    titles = pl.read_parquet(Path(made.places["data"], "items.parquet")).head(30)
+    rows = [{"item_id": i, "title": t} for i, t in titles.select("item_id", "text").unique("item_id").iter_rows()]
+    items = write_jsonl(tmp_path / "items.jsonl", rows)
+    out = tmp_path / "index"
+    done = index_items(config, str(artifact.folder), str(items), out, prune=False)
+    assert (done["items"], done["encoded"]) == (len(rows), len(rows))
+    ids, texts = [row["item_id"] for row in rows], [row["title"] for row in rows]
+    scores = KnownItemScorer(artifact.encoder(), open_index(out, "test")).score("drill", ids)
+    assert scores == pytest.approx(artifact.scorer().score(["drill"] * len(ids), texts), abs=0.2)
+    assert abs(scores - artifact.scorer().score(["drill"] * len(ids), texts)).mean() < 0.05
+    write_jsonl(items, [*rows[1:-1], {"item_id": rows[-1]["item_id"], "title": "something else"}])
+    done = index_items(config, str(artifact.folder), str(items), out, prune=True)
+    assert (done["items"], done["encoded"], done["removed"]) == (len(rows) - 1, 1, 1)
 
 
 def test_no_query_of_the_test_split_is_learnt_from(made):

@@ -90,6 +90,15 @@ def read_judgements(source: Source, config: Data, rejects: Path | None = None) -
     return assemble_pairs(frame, rows)[0]
 
 
+def read_items(source: Source, config: Data) -> pl.DataFrame:
+    """Items (item_id, text) of one file alone, such as those that are indexed; the last of equal ids counts."""
+    with Path(os.devnull).open("wb") as stream:
+        rows = config.model_copy(update={"items": (source,), "shop": None})
+        frame, _ = _read_sources(rows, "items", stream, label="--items")
+    items = with_item_text(frame, config.fields).select("item_id", "text")
+    return items.unique("item_id", keep="last", maintain_order=True)
+
+
 def assemble_pairs(frame: pl.DataFrame, config: Data) -> tuple[pl.DataFrame, int]:
     """Raw judgement rows to pairs: text, ids and splits; an item judged more than once gets its mean label.
 

@@ -18,7 +18,8 @@ import polars as pl
 import ray
 import torch
 
-from jobs.label import LabelJob, label_folder, write_blocks
+from jobs.label import LabelActor, LabelJob
+from jobs.pool import map_folder, write_blocks
 from rankstill.cli import format_table
 from rankstill.cluster import connect, share_of
 from rankstill.config import Resources
@@ -100,7 +101,7 @@ def ray_rate(folder: Path, repeat: int, total: int) -> tuple[float, float]:
             total=total,
             mailbox=mailbox,
         )
-        label_folder(job, folder / "pending", folder / f"done{repeat}", share.actors, BLOCK)
+        map_folder(LabelActor, job, folder / "pending", folder / f"done{repeat}", share.actors, BLOCK)
         end = time.perf_counter()
     written = pl.scan_parquet(folder / f"done{repeat}" / "*.parquet").select(pl.len()).collect().item()
     assert written == total, f"{written} of {total} pairs written"

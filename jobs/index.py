@@ -1,0 +1,152 @@
+"""Encode items ahead of time with a two-tower student, on a Ray Data actor pool."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+
+from jobs.pool import map_folder, write_blocks
+from jobs.run import Run
+from rankstill import item_index
+from rankstill.artifacts import Artifact, load_artifact
+from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
+from rankstill.config import Config, Data, Source
+from rankstill.configfile import load_config
+from rankstill.data import read_items
+from rankstill.item_index import MANIFEST, ItemIndex, ItemVectors
+from rankstill.progress import Reporter
+from rankstill.registry import find_version, is_reference
+from rankstill.relay import relay
+from rankstill.schema import ProgressEvent
+from rankstill.storage import work_folder
+
+DESCRIPTION = """Encode items ahead of time with a two-tower student (student.family bi or late).
+
+What the index already has with the same text is not encoded again; with --prune, items that the file doesn't have are
+taken out. An index belongs to one version of a student."""
+
+
+DIGEST_COLUMNS = ("item_id", "digest")
+
+
+@dataclass(frozen=True)
+class IndexJob:
+    """What an encoding actor needs to know."""
+
+    folder: str
+    """Artifact of the student."""
+    device: str
+    threads: int
+    token_budget: int
+    total: int
+    mailbox: Any
+
+
+class EncodeActor:
+    """Holds a student and encodes blocks of items."""
+
+    def __init__(self, job: IndexJob) -> None:
+        torch.set_num_threads(job.threads)
+        self._job = job
+        self._student = load_artifact(Path(job.folder)).encoder()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """item_id and digest with the bytes of vectors and scales."""
+        found = item_index.encode_items(self._student, batch["text"].to_pylist(), self._job.token_budget)
+        self._job.mailbox.put.remote(ProgressEvent("index", batch.num_rows, self._job.total, "item", {}))
+        columns = {name: batch[name] for name in DIGEST_COLUMNS}
+        vectors = [one.tobytes() for one in found.bytes_BMW]
+        scales = [one.tobytes() for one in found.scales_BM]
+        return pa.table({**columns, "vectors": pa.array(vectors, pa.binary()), "scales": pa.array(scales, pa.binary())})
+
+
+def main() -> None:
+    """`python -m jobs.index`."""
+    parser = make_parser("jobs.index", DESCRIPTION)
+    parser.add_argument("--model", required=True, metavar="MODEL", help="registry name or artifact folder of a student")
+    parser.add_argument("--items", required=True, metavar="FILE", help="file, folder or URL of items")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the index, new or to be updated")
+    parser.add_argument("--prune", action="store_true", help="take out items that the file doesn't have")
+    add_config_arguments(parser, required=False)
+    arguments = parser.parse_intermixed_args()
+    tree = arguments.config or {"data": {"sources": [{"path": arguments.items}]}}
+    config = load_config(tree, arguments.overrides)
+    start = time.monotonic()
+    done = index_items(config, arguments.model, arguments.items, Path(arguments.out).absolute(), arguments.prune)
+    rows = [["items", "encoded", "removed", "MB", "where"]]
+    rows.append(
+        [*(f"{done[name]:,}" for name in ("items", "encoded", "removed")), f"{done['bytes'] / 1e6:.1f}", arguments.out]
+    )
+    print(format_table(rows))
+    print(f"in {time.monotonic() - start:.0f} s")
+
+
+def index_items(config: Config, model: str, path: str, out: Path, prune: bool) -> dict[str, int]:
+    """Bring an index up to date with a file of items; returns counts.
+
+    Raises:
+        ModelError: the student has no item vectors, or the index is another student's.
+    """
+    folder = Path(model)
+    if is_reference(model) and not folder.exists():
+        folder = find_version(model, config.storage.folder, "--model").folder
+    artifact = load_artifact(folder, "--model")
+    items = read_items(Source(path=path, columns=_columns(config, path)), _own_fields(config, artifact))
+    student = artifact.manifest["files"]["model.safetensors"]["sha256"]
+    tower = item_index.tower_of(artifact.encoder())
+    if (out / MANIFEST).exists():
+        index = item_index.open_index(out, "--out", student)
+    else:
+        index = item_index.create_index(out, student, tower, artifact.fields)
+    missing = item_index.missing_items(index, items)
+    gone = index.items.join(items, on="item_id", how="anti")["item_id"].to_list() if prune else []
+    if missing.height:
+        with Reporter() as reporter:
+            index = _encode(Run(config, reporter), artifact, index, missing)
+    if gone:
+        index = item_index.remove_items(index, gone)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    return {"items": index.items.height, "encoded": missing.height, "removed": len(gone), "bytes": size}
+
+
+def _encode(run: Run, artifact: Artifact, index: ItemIndex, missing: pl.DataFrame) -> ItemIndex:
+    share, labels = run.share, run.config.labels
+    with work_folder(run.root, "index") as aside:
+        write_blocks(missing, aside / "pending", labels.block)
+        with relay(run.reporter) as mailbox:
+            job = IndexJob(str(artifact.folder), "cpu", share.actor_cpus, labels.token_budget, missing.height, mailbox)
+            map_folder(EncodeActor, job, aside / "pending", aside / "done", share.actors, labels.block)
+        files = sorted((aside / "done").glob("*.parquet"))
+        order = pl.concat([pl.read_parquet(file, columns=list(DIGEST_COLUMNS)) for file in files])
+        return item_index.append_items(index, order, _blocks(files, index))
+
+
+def _blocks(files: list[Path], index: ItemIndex) -> Iterator[ItemVectors]:
+    """What the actors wrote, file by file."""
+    count, width = index.manifest["vectors"], index.manifest["width"]
+    for file in files:
+        frame = pl.read_parquet(file, columns=["vectors", "scales"])
+        vectors = np.frombuffer(b"".join(frame["vectors"]), dtype=np.int8).reshape(-1, count, width)
+        yield ItemVectors(vectors, np.frombuffer(b"".join(frame["scales"]), dtype=np.float32).reshape(-1, count))
+
+
+def _columns(config: Config, path: str) -> dict[str, str]:
+    """Column names of the items' file, as the config has them for it or for the first source."""
+    sources = [*config.data.items, *config.data.sources]
+    known = [source.columns for source in sources if source.path == path] or [source.columns for source in sources]
+    return known[0] if known else {}
+
+
+def _own_fields(config: Config, artifact: Artifact) -> Data:
+    """The data settings, with the item fields that the student was trained on."""
+    return config.data.model_copy(update={"fields": tuple(artifact.fields)})
+
+
+if __name__ == "__main__":
+    run_command(main)
