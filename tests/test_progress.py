@@ -99,3 +99,13 @@ def test_marks_of_the_terminal_library_in_a_value_are_shown_as_they_are():
         reporter.event("read", path="data[0].jsonl", note="[/] [red]")
     assert "data[0].jsonl" in stream.getvalue()
     assert "[/] [red]" in stream.getvalue()
+
+
+def test_a_worker_that_takes_over_counts_anew(clock):
+    stream = io.StringIO()
+    reporter = Reporter(stream)
+    advance(reporter, 70)
+    reporter.advance(ProgressEvent("label", 0, 50, "pairs", {}, anew=True))
+    clock[0] += 10
+    advance(reporter, 10, total=50)
+    assert (lines(stream)[-1]["done"], lines(stream)[-1]["seconds_left"]) == (10, 40)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import ray
@@ -22,6 +24,7 @@ from rankstill.errors import RunError
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
 from rankstill.scoring import torch_scorer
+from rankstill.training import NOT_MEASURED
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -67,6 +70,13 @@ def run_in(folder: Path, workers: int) -> Run:
     return Run(parse_config(tree), Reporter())
 
 
+def scores_of(folder: Path) -> np.ndarray:
+    """Scores that a trained model gives the valid pairs."""
+    valid = pairs(6, "valid")
+    scorer = torch_scorer(load_cross_encoder(folder, "test"), "cpu", "float32", 512)
+    return scorer.score(valid["query"].to_list(), valid["text"].to_list())
+
+
 def test_one_and_two_workers_learn_the_same_from_the_same_global_batch(tmp_path):
     encoder = tiny_encoder()
     hard = Objective.judgements_only(label_max=3.0)
@@ -86,18 +96,16 @@ def test_one_and_two_workers_learn_the_same_from_the_same_global_batch(tmp_path)
     assert [e["ndcg@10"] for e in two] == pytest.approx([e["ndcg@10"] for e in one], rel=1e-6)
     assert one[-1]["loss"] < 0.8 * one[0]["loss"]
     # Scores and not weights: a key bias changes no attention, so its gradient is noise, which Adam scales up.
-    valid = pairs(6, "valid")
-    scores = [
-        torch_scorer(load_cross_encoder(folder, "test"), "cpu", "float32", 512).score(
-            valid["query"].to_list(), valid["text"].to_list()
-        )
-        for folder in folders
-    ]
+    scores = [scores_of(folder) for folder in folders]
     assert scores[0].std() > 0.5
     assert scores[1] == pytest.approx(scores[0], abs=1e-3)
 
 
 HARD = Objective.judgements_only(label_max=3.0).distill
+
+
+MID_EPOCH = re.compile(rf"{NOT_MEASURED}\D+epoch\W+1\b")
+"""How the run's account of its checkpoints shows one within the second epoch."""
 
 
 @dataclass(frozen=True)
@@ -112,25 +120,29 @@ class DiesOnce(Objective):
         with Path(self.calls).open("a") as stream:
             stream.write("x")
         if Path(self.calls).stat().st_size == self.dies_at:
-            while not Path(self.known).exists() or "checkpoint_" not in Path(self.known).read_text():
+            while not Path(self.known).exists() or not MID_EPOCH.search(Path(self.known).read_text()):
                 os.sched_yield()
             os._exit(1)
         return super().__call__(scores_QN, labels_QN, teacher_QN, mask_QN, progress)
 
 
-def test_a_killed_worker_continues_at_its_last_checkpoint(tmp_path):
+def test_a_killed_worker_continues_within_the_epoch_as_if_nothing_had_been(tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    steps = 4
-    calls = tmp_path / "calls"
     known = tmp_path / "runs" / "killed" / "ray" / "checkpoint_manager_snapshot.json"
-    objective = DiesOnce(HARD, 3.0, calls=str(calls), dies_at=steps + 2, known=str(known))
-    train = Train(epochs=2, lists=4, learning_rate=1e-3, patience=2, max_failures=1)
-    out = tmp_path / "out"
-    out.mkdir()
-    fit(run_in(tmp_path, 1), tiny_encoder(), plan("killed", train, objective), out)
-    assert [epoch["epoch"] for epoch in history(out)] == [1, 2]
-    # One epoch, two calls of the next one, and that epoch again: the first was not repeated.
-    assert calls.stat().st_size == steps + 2 + steps
+    # Four steps an epoch, dropout among them; the second epoch's checkpoint comes after its second step.
+    train = Train(epochs=2, lists=4, learning_rate=1e-2, patience=2, max_failures=1, checkpoint_steps=2)
+    encoder, scores, losses, calls = tiny_encoder(), [], [], tmp_path / "calls"
+    for name, dies_at in (("whole", 0), ("killed", 7)):
+        objective = DiesOnce(HARD, 3.0, calls=str(calls), dies_at=dies_at, known=str(known))
+        (tmp_path / name).mkdir()
+        fit(run_in(tmp_path, 1), encoder, plan(name, train, objective), tmp_path / name)
+        assert [epoch["steps"] for epoch in history(tmp_path / name)] == [4, 4]
+        losses.append([epoch["loss"] for epoch in history(tmp_path / name)])
+        scores.append(scores_of(tmp_path / name))
+        assert calls.stat().st_size == (8 if name == "whole" else 7 + 2), "two steps were left to do"
+        calls.unlink()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
 
 
 def test_a_student_learns_from_the_inside_of_its_teacher(tmp_path):
@@ -140,7 +152,7 @@ def test_a_student_learns_from_the_inside_of_its_teacher(tmp_path):
     nothing_else = HARD.model_copy(
         update={"pointwise": 0.0, "alpha": Schedule(start=1.0, end=1.0), "features": features}
     )
-    train = Train(epochs=6, lists=4, learning_rate=1e-2, patience=6, zero_stage=3, max_steps=22)
+    train = Train(epochs=6, lists=4, learning_rate=1e-2, patience=6, zero_stage=3, max_steps=22, recompute=True)
     given = plan("inside", train, Objective(nothing_else, label_max=3.0))
     out = tmp_path / "out"
     out.mkdir()

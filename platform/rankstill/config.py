@@ -118,10 +118,25 @@ class Train(Section):
     """Epochs without a better validation nDCG@10 after which training stops."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded over the workers."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What a GPU leaves to the CPU's memory: the optimizer (ZeRO 1 to 3), or parameters too (ZeRO 3)."""
+    recompute: bool = False
+    """Whether activations are computed again in the backward pass, to save memory."""
+    checkpoint_steps: int = Field(default=0, ge=0)
+    """Steps between checkpoints within an epoch; 0 takes one at the end of each epoch only."""
     max_failures: int = Field(default=1, ge=0)
     """Worker failures after which a run gives up; before that it continues at its last checkpoint."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of initial weights, of shuffling and of sampling."""
+
+    @model_validator(mode="after")
+    def _offloadable(self) -> "Train":
+        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(
+                f"offload is {self.offload!r}, which needs zero_stage {least} or more, not {self.zero_stage}"
+            )
+        return self
 
 
 TeacherKind = Literal["cross", "bi", "causal"]

@@ -79,6 +79,11 @@ class CrossEncoder:
         return self.model.config.family if isinstance(self.model, TowerModel) else "cross"
 
     @property
+    def backbone(self) -> PreTrainedModel:
+        """The model of the transformers library inside."""
+        return self.model.encoder if isinstance(self.model, TowerModel) else self.model
+
+    @property
     def layers(self) -> int:
         """Transformer layers."""
         return self.model.config.num_hidden_layers

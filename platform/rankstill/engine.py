@@ -34,6 +34,11 @@ def make_engine(encoder: CrossEncoder, train: Train, device: str, lists_per_work
     def schedule(adam: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
         return torch.optim.lr_scheduler.LambdaLR(adam, rate)
 
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if train.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu"}
     initialize: Any = deepspeed.initialize  # its annotations don't admit what its documentation does
     engine, *_ = initialize(
         model=encoder.model,
@@ -44,7 +49,8 @@ def make_engine(encoder: CrossEncoder, train: Train, device: str, lists_per_work
             "gradient_accumulation_steps": train.accumulate,
             "gradient_clipping": train.clip,
             "optimizer": {"type": "AdamW", "params": optimizer},
-            "zero_optimization": {"stage": train.zero_stage},
+            "zero_optimization": zero,
+            "zero_force_ds_cpu_optimizer": False,
             "torch_autocast": {"enabled": is_bfloat16(train.precision, device), "dtype": "bfloat16"},
             "steps_per_print": 1 << 60,
         },

@@ -58,6 +58,9 @@ class Reporter:
     def advance(self, event: ProgressEvent) -> None:
         """A task moved on."""
         now = time.monotonic()
+        if event.anew:
+            self._started.pop(event.task, None)
+            self._done.pop(event.task, None)
         start = self._started.setdefault(event.task, now)
         done = self._done[event.task] = self._done.get(event.task, 0) + event.step
         rate = done / (now - start) if now > start else 0.0

@@ -69,3 +69,5 @@ class ProgressEvent:
     total: int
     unit: str
     fields: dict[str, Any]
+    anew: bool = False
+    """Whether counting starts anew, as where a worker takes over from one that died."""

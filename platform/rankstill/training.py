@@ -31,6 +31,8 @@ METRIC = "ndcg@10"
 """What validation chooses by: the mean over validation queries."""
 EVAL_TOKENS = 8192
 COURSE = "course.json"
+NOT_MEASURED = -1.0
+"""Metric of a checkpoint within an epoch, which is never the best."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Course:
     """Epochs since then."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Steps, loss, metric and speed of each epoch."""
+    step: int = 0
+    """Steps done of the epoch that is under way."""
+    loss: float = 0.0
+    """Sum of their losses, the mean over ranks."""
 
 
 def train_worker(config: dict[str, TrainJob]) -> None:
@@ -83,6 +89,8 @@ def train_worker(config: dict[str, TrainJob]) -> None:
     encoder = load_cross_encoder(job.initial, "initial model", job.max_length)
     if job.device == "cpu":  # where the fused attention's backward pass takes a third of a step of short texts
         encoder.model.set_attn_implementation("eager")
+    if job.train.recompute:
+        encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     for module in encoder.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = job.train.dropout
@@ -93,24 +101,32 @@ def train_worker(config: dict[str, TrainJob]) -> None:
     engine = make_engine(encoder, job.train, job.device, len(plan[0]) // workers, steps)
     learner = Learner(engine, encoder, lists, job, steps, matcher)
     course = _restore(engine)
-    remaining = steps - len(plan) * course.epoch
+    remaining = steps - len(plan) * course.epoch - course.step
+    if rank == 0 and job.mailbox is not None:
+        job.mailbox.put.remote(ProgressEvent(job.task, 0, remaining, "step", {}, anew=True))
     while len(plan) * course.epoch < steps and course.stale < job.train.patience:
-        epoch = course.epoch
+        epoch = plan_epoch(lists, job.train, course.epoch, workers)[: steps - len(plan) * course.epoch]
         engine.train()
-        losses, pairs, start = [], 0, time.monotonic()
-        for step in plan_epoch(lists, job.train, epoch, workers)[: steps - len(plan) * epoch]:
-            losses.append(learner.step(step[rank::workers]))
-            pairs += sum(map(len, step))
+        pairs, start, losses = 0, time.monotonic(), []
+        for place in range(course.step, len(epoch)):
+            losses.append(learner.step(epoch[place][rank::workers], rank))
+            pairs += sum(map(len, epoch[place]))
             if rank == 0 and job.mailbox is not None:
                 event = ProgressEvent(job.task, 1, remaining, "step", {"loss": round(losses[-1], 4)})
                 job.mailbox.put.remote(event)
+            due = job.train.checkpoint_steps and (place + 1) % job.train.checkpoint_steps == 0
+            if due and place + 1 < len(epoch):
+                course.step, course.loss = place + 1, course.loss + _mean_over_ranks(sum(losses), engine.device)
+                losses = []
+                _report(engine, encoder, course, rank, job, {METRIC: NOT_MEASURED, "epoch": course.epoch})
         rate = pairs / (time.monotonic() - start)
-        loss = _mean_over_ranks(float(np.mean(losses)), engine.device)
+        loss = (course.loss + _mean_over_ranks(sum(losses), engine.device)) / len(epoch)
         metric = evaluate(engine, encoder, valid, rank, workers)
-        metrics = {"epoch": epoch + 1, "steps": len(losses), "loss": loss, METRIC: metric, "pairs_per_second": rate}
+        metrics = {"epoch": course.epoch + 1, "steps": len(epoch), "loss": loss, METRIC: metric}
         stale = 0 if metric > course.best else course.stale + 1
-        course = Course(epoch + 1, max(metric, course.best), stale, [*course.history, metrics])
-        _report(engine, encoder, course, rank)
+        history = [*course.history, {**metrics, "pairs_per_second": rate}]
+        course = Course(course.epoch + 1, max(metric, course.best), stale, history)
+        _report(engine, encoder, course, rank, job, metrics)
 
 
 def _make_matcher(encoder: CrossEncoder, job: TrainJob) -> FeatureMatcher | None:
@@ -141,13 +157,18 @@ class Learner:
         if matcher is not None and not matcher.same_tokens:
             self._teacher_tokens = read_lists(Path(job.train_lists), matcher.teacher).tokens
 
-    def step(self, share: list[np.ndarray]) -> float:
+    def step(self, share: list[np.ndarray], rank: int) -> float:
         """One optimizer step over this worker's share of the lists; returns the share's mean loss.
+
+        What is random in it depends on seed, step and rank alone, so that a run which continues repeats itself.
 
         Raises:
             RunError: the loss is not finite.
         """
         train = self._job.train
+        torch.manual_seed(
+            int(np.random.SeedSequence([train.seed, self._engine.global_steps, rank]).generate_state(1)[0])
+        )
         micro = len(share) // train.accumulate
         total = 0.0
         for start in range(0, len(share), micro):
@@ -203,17 +224,27 @@ def _equal_share(batches: list[np.ndarray], rank: int, workers: int) -> Iterator
         yield batches[place if place < len(batches) else 0]
 
 
-def _report(engine: Any, encoder: CrossEncoder, course: Course, rank: int) -> None:
-    """Report the last epoch with a checkpoint: every rank's engine shard, and from rank 0 the model and the course."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine.save_checkpoint(str(Path(folder, "engine")))
-        weights = whole_weights(engine)
-        if rank == 0:
-            encoder.tokenizer.save_pretrained(Path(folder, "model"))
-            own = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{PROJECTIONS}.")}
-            encoder.model.save_pretrained(Path(folder, "model"), state_dict=own)
-            Path(folder, COURSE).write_text(json.dumps(vars(course)))
-        ray.train.report(course.history[-1], checkpoint=ray.train.Checkpoint.from_directory(folder))
+def _report(
+    engine: Any, encoder: CrossEncoder, course: Course, rank: int, job: TrainJob, metrics: dict[str, float]
+) -> None:
+    """Report with a checkpoint: every rank's engine shard, and from rank 0 the model and the course.
+
+    It is copied to storage while training goes on.
+    """
+    folder = tempfile.mkdtemp(dir=Path(job.initial).parent)
+    engine.save_checkpoint(str(Path(folder, "engine")))
+    weights = whole_weights(engine)
+    if rank == 0:
+        encoder.tokenizer.save_pretrained(Path(folder, "model"))
+        own = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{PROJECTIONS}.")}
+        encoder.model.save_pretrained(Path(folder, "model"), state_dict=own)
+        Path(folder, COURSE).write_text(json.dumps(vars(course)))
+    ray.train.report(
+        metrics,
+        checkpoint=ray.train.Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
 
 
 def _restore(engine: Any) -> Course:
