@@ -30,14 +30,15 @@ class Clock(TrainerCallback):
             self.start = now
 
 
-def train_peer(recipe: str, student: Path, lists: pl.DataFrame, train: Train, max_length: int, out: Path) -> float:
+def train_peer(
+    recipe: str, student: Path, lists: pl.DataFrame, train: Train, pairs_a_step: int, max_length: int, out: Path
+) -> float:
     """Train `student` on pairs (query_id, query, text, score) with "mse" or "margin_mse"; returns pairs a second.
 
-    Batches hold as many pairs as ours, the optimizer's settings are ours, and so is the number format.
+    The optimizer's settings are ours, and so is the number format.
     """
     disable_progress_bars()
     model = CrossEncoder(str(student), num_labels=1, max_length=max_length, device="cpu", local_files_only=True)
-    pairs_a_step = train.lists * train.list_size
     if recipe == "mse":
         rows = lists.select(query="query", text="text", label=pl.col("score").cast(pl.Float32))
         loss, batch = losses.MSELoss(model), pairs_a_step

@@ -121,7 +121,12 @@ def run_recipe(run: Run, recipe: Recipe, taught: Taught, labelled: Labelled, fol
 
         student.save(folder / "initial")
         pairs = lists.explode("items").unnest("items")
-        return train_peer(recipe.peer, folder / "initial", pairs, config.train, student.max_length, folder / "model")
+        # As many pairs a step as ours has on average, whose lists are cut at list_size.
+        parts = (lists["items"].list.len() / config.train.list_size).ceil().sum()
+        size = round(config.train.lists * pairs.height / parts)
+        return train_peer(
+            recipe.peer, folder / "initial", pairs, config.train, size, student.max_length, folder / "model"
+        )
     distill = Distill.model_validate(recipe.distill)
     valid = pl.read_parquet(labelled.valid).head(40)  # nothing is chosen on it
     plan = Fit(

@@ -50,7 +50,7 @@ def main() -> None:
         encoder = random_cross_encoder(pairs, arguments.layers, arguments.width, Path(folder, "initial"))
         for repeat in range(arguments.repeats):
             out = Path(folder, f"peer{repeat}")
-            peer = train_peer("mse", Path(folder, "initial"), pairs, train, MAX_LENGTH, out)
+            peer = train_peer("mse", Path(folder, "initial"), pairs, train, LISTS * LIST_SIZE, MAX_LENGTH, out)
             ours = our_rate(Path(folder), f"ours{repeat}", encoder, lists, train)
             ratios.append(ours / peer)
             rows.append([str(repeat), f"{peer:.0f}", f"{ours:.0f}", f"{ratios[-1]:.2f}"])
