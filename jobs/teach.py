@@ -43,9 +43,8 @@ def teacher_key(config: Teacher, data_key: str) -> str:
     """Key of the main model's folder."""
     if config.model:
         return step_key(model_identity(config.model, "teacher.model"), config.max_length)
-    settings = config.model_dump(include={"model", "base", "random", "max_length", "train"})
-    settings["train"].pop("max_failures")
-    return step_key(data_key, model_identity(config.base, "teacher.base"), settings)
+    settings = config.model_dump(include={"random", "max_length"})
+    return step_key(data_key, model_identity(config.base, "teacher.base"), settings, config.train.key())
 
 
 def teach(run: Run, prepared: Prepared) -> Taught:

@@ -82,8 +82,8 @@ def _load_ready(member: TeacherMember, name: str, field: str) -> None:
 def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> Trained:
     """The student of a run."""
     config = run.config
-    settings = config.model_dump(include={"student", "distill", "train"}, exclude={"train": {"max_failures"}})
-    key = step_key(labelled.key, student_identity(resolved_student(config)), settings)
+    settings = config.model_dump(include={"student", "distill"})
+    key = step_key(labelled.key, student_identity(resolved_student(config)), settings, config.train.key())
 
     def build(folder: Path) -> None:
         teacher = load_cross_encoder(taught.main, "teacher")

@@ -129,6 +129,10 @@ class Train(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of initial weights, of shuffling and of sampling."""
 
+    def key(self) -> dict[str, Any]:
+        """The settings that a training's result depends on."""
+        return self.model_dump(exclude={"max_failures", "checkpoint_steps", "offload", "recompute"})
+
     @model_validator(mode="after")
     def _offloadable(self) -> "Train":
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
