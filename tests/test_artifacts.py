@@ -4,9 +4,12 @@ import shutil
 import numpy as np
 import pytest
 from builders import made_up_pairs, tiny_cross_encoder
+from scipy.stats import spearmanr
 
 from rankstill.artifacts import export_artifact, is_artifact, load_artifact
+from rankstill.compression import quantise_artifact
 from rankstill.errors import ModelError
+from rankstill.rankers import load_ranker
 
 MADE_FROM = {"teacher": "f00", "metrics": {"ndcg@10": 0.5}}
 
@@ -141,3 +144,22 @@ def test_a_manifest_that_does_not_vouch_for_the_model_is_refused(copied, name):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     assert "manifest.json" in refusal(tmp_path / "absent")
+
+
+def test_an_int8_artifact_scores_nearly_the_same_and_is_smaller(exported, tmp_path):
+    (tmp_path / "small").mkdir()
+    small = load_artifact(quantise_artifact(exported, tmp_path / "small").folder)
+    ours, theirs = (one.scorer("onnx").score(*made_up_pairs(60)) for one in (small, exported))
+    assert spearmanr(ours, theirs).statistic > 0.99
+    assert not np.array_equal(ours, theirs)
+    assert np.array_equal(small.scorer("torch").score(*made_up_pairs(60)), ours), "it runs in ONNX Runtime only"
+    sizes = [(one.folder / "model.onnx").stat().st_size for one in (small, exported)]
+    assert sizes[0] < 0.7 * sizes[1]
+    assert not (small.folder / "model.safetensors").exists()
+    assert small.precision == "int8"
+    assert small.manifest["made_from"]["teacher"] == "f00"
+    weights = exported.manifest["files"]["model.safetensors"]["sha256"]
+    assert small.manifest["made_from"]["compressed"] == {"method": "int8", "weights": weights}
+    assert load_ranker(str(small.folder), "test", tmp_path).bytes == sizes[0]
+    with pytest.raises(ModelError, match="is int8, which torch doesn't run"):
+        small.encoder()

@@ -13,7 +13,7 @@ from builders import judgement, tiny_cross_encoder, write_jsonl
 from jobs.evaluate import evaluate_file
 from jobs.index import index_items
 from jobs.pipeline import run_until
-from rankstill.artifacts import load_artifact
+from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.config import Config, Schedule
 from rankstill.configfile import load_config
@@ -167,6 +167,30 @@ def test_items_of_a_late_student_are_indexed_and_kept_up_to_date(made, config, t
     write_jsonl(items, [*rows[1:-1], {"item_id": rows[-1]["item_id"], "title": "something else"}])
     done = index_items(config, str(artifact.folder), str(items), out, prune=True)
     assert (done["items"], done["encoded"], done["removed"]) == (len(rows) - 1, 1, 1)
+
+
+def test_a_student_is_compressed_unless_that_costs_quality(made, config, tmp_path):
+    pairs = pl.read_parquet(Path(made.places["data"], "pairs.parquet"))
+    rows = pairs.select("query", "item_id", "label", "split", title="text").to_dicts()
+    judgements = write_jsonl(tmp_path / "judgements.jsonl", rows)
+    (tmp_path / "artifact").mkdir()
+    export_artifact(tiny_cross_encoder(), tmp_path / "artifact", {}, ["title"])
+    common = ("--judgements", str(judgements), f"storage.root={config.storage.root}", "--out", str(tmp_path / "small"))
+    refused = shell("jobs.compress", "--model", made.places["artifact"], *common)
+    # It learnt so little that its scores hardly differ; what rounding does to them decides their order.
+    assert refused.returncode == 1
+    assert "error: int8: rank correlation with float32 0." in refused.stderr
+    assert not (tmp_path / "small").exists()
+    done = shell("jobs.compress", "--model", str(tmp_path / "artifact"), "--name", "small", *common)
+    assert done.returncode == 0, done.stderr
+    assert "registered small/1 (challenger, champion)" in done.stdout
+    measured = load_artifact(tmp_path / "small").manifest["made_from"]["compressed"]
+    assert measured["correlation"] > 0.99
+    assert set(measured["models"]) == {"float32", "int8"}
+    again = shell("jobs.compress", "--model", str(tmp_path / "artifact"), *common)
+    assert again.returncode == 2
+    assert again.stderr.splitlines()[-1].startswith("error: --out ")
+    assert {path.name for path in tmp_path.iterdir()} == {"artifact", "judgements.jsonl", "small"}
 
 
 def test_no_query_of_the_test_split_is_learnt_from(made):

@@ -1,7 +1,8 @@
 """Artifacts: an exported student with everything that serving it needs, and a manifest that vouches for it.
 
 manifest.json      what it was made from, hashes of every file, metrics
-model.safetensors, config.json, tokenizer*.json
+config.json, tokenizer*.json
+model.safetensors  weights, for torch; an int8 artifact has none
 model.onnx         the same model for ONNX Runtime
 """
 
@@ -18,14 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, model_inputs
+from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, load_tokenizer, model_inputs
 from rankstill.errors import ModelError, RunError
 from rankstill.scoring import PairScorer, onnx_forward, torch_forward
 from rankstill.storage import write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-NEEDED = ("model.safetensors", "model.onnx", "config.json", "tokenizer.json")
+NEEDED = ("model.onnx", "config.json", "tokenizer.json")
+WEIGHTS = "model.safetensors"
 ONNX_TOLERANCE = 1e-4
 
 
@@ -41,18 +43,28 @@ class Artifact:
         """Item fields that make up an item's text."""
         return self.manifest["fields"]
 
+    @property
+    def precision(self) -> str:
+        """float32 or int8."""
+        return self.manifest.get("precision", "float32")
+
     def scorer(self, runtime: str = "torch", threads: int = 1, token_budget: int = 2048) -> PairScorer:
-        """The student in one of its runtimes, on CPU."""
-        encoder = self.encoder()
-        if runtime == "onnx":
+        """The student in one of its runtimes, on CPU; int8 has ONNX Runtime only, whatever `runtime` says."""
+        if runtime == "onnx" or self.precision == "int8":
             forward = onnx_forward(self.folder / "model.onnx", threads)
-        else:
-            torch.set_num_threads(threads)
-            forward = torch_forward(encoder)
-        return PairScorer(forward, encoder.tokenizer, encoder.max_length, token_budget)
+            return PairScorer(forward, load_tokenizer(self.folder, "model"), self.manifest["max_length"], token_budget)
+        torch.set_num_threads(threads)
+        encoder = self.encoder()
+        return PairScorer(torch_forward(encoder), encoder.tokenizer, encoder.max_length, token_budget)
 
     def encoder(self) -> CrossEncoder:
-        """The student in torch."""
+        """The student in torch.
+
+        Raises:
+            ModelError: an int8 artifact, which has no weights for torch.
+        """
+        if self.precision == "int8":
+            raise ModelError(f"model: {str(self.folder)!r} is int8, which torch doesn't run; take the float32 artifact")
         return load_cross_encoder(self.folder, "model", self.manifest["max_length"])
 
 
@@ -66,22 +78,27 @@ def export_artifact(student: CrossEncoder, folder: Path, made_from: dict[str, An
     """
     student.save(folder)
     _export_onnx(student, folder / "model.onnx")
+    manifest = {
+        "format": FORMAT,
+        "family": student.family,
+        "precision": "float32",
+        "max_length": student.max_length,
+        "fields": list(fields),
+        "parameters": student.parameters,
+        "made_from": made_from,
+    }
+    return seal(folder, manifest)
+
+
+def seal(folder: Path, manifest: dict[str, Any]) -> Artifact:
+    """Make a folder of model files an artifact: write its manifest, with versions and the hash of every file."""
     files = {
         path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != MANIFEST
     }
-    manifest = {
-        "format": FORMAT,
-        "family": student.family,
-        "max_length": student.max_length,
-        "fields": list(fields),
-        "parameters": student.parameters,
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "onnxruntime")},
-        "python": platform.python_version(),
-        "made_from": made_from,
-        "files": files,
-    }
+    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "onnxruntime")}
+    manifest = {**manifest, "versions": versions, "python": platform.python_version(), "files": files}
     write_json(folder / MANIFEST, manifest)
     return Artifact(folder, manifest)
 
@@ -103,7 +120,8 @@ def load_artifact(folder: Path, field: str = "model") -> Artifact:
         raise ModelError(f"{field}: {str(folder)!r} has no readable {MANIFEST}; export the student again") from error
     if not known:
         raise ModelError(f"{field}: {str(folder)!r} has format {manifest['format']!r}, not {FORMAT}; export it again")
-    absent = [name for name in NEEDED if name not in files]
+    needed = NEEDED if manifest.get("precision") == "int8" else (WEIGHTS, *NEEDED)
+    absent = [name for name in needed if name not in files]
     if absent or not whole:
         missing = absent[0] if absent else "a whole max_length or fields"
         raise ModelError(f"{field}: the manifest of {str(folder)!r} lacks {missing!r}; export the student again")

@@ -101,12 +101,10 @@ def load_cross_encoder(
         ModelError: not a usable model, or no trained head where `fresh_head` is false.
     """
     folder = find_encoder(str(name), field)
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise ModelError(f"{field}: {str(name)!r} has no tokenizer (such as tokenizer.json); save it beside the model")
+    tokenizer = load_tokenizer(folder, field)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         options = {"trust_remote_code": False, **({"num_labels": 1} if fresh_head else {})}
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype="float32", **options
@@ -122,10 +120,28 @@ def load_cross_encoder(
             f"{field}: {str(name)!r} lacks the weights {', '.join(missing[:3])}; it is no trained cross-encoder,"
             " use it as an encoder to fine-tune (teacher.base)"
         )
-    if tokenizer.pad_token_id is None:
-        raise ModelError(f"{field}: the tokenizer of {str(name)!r} has no padding token; add one to it")
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1 << 30))
     return CrossEncoder(model.eval(), tokenizer, min(max_length or longest, longest))
+
+
+def load_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model folder; no remote code is run.
+
+    Raises:
+        ModelError: none there, or none that pads.
+    """
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise ModelError(
+            f"{field}: {str(folder)!r} has no tokenizer (such as tokenizer.json); save it beside the model"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{field}: {str(folder)!r} can't be loaded ({reason}); give a whole model folder") from error
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{field}: the tokenizer of {str(folder)!r} has no padding token; add one to it")
+    return tokenizer
 
 
 def tokenise_pairs(

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rankstill import bm25
-from rankstill.artifacts import is_artifact, load_artifact
+from rankstill.artifacts import Artifact, is_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
@@ -59,7 +59,13 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
         bi_encoder = load_bi_encoder(str(folder), field, device)
         count = sum(parameter.numel() for parameter in bi_encoder.model.parameters())
         return Ranker(name, lambda p: bi_encoder.score(p["query"].to_list(), p["text"].to_list()), count, size)
-    encoder = load_artifact(folder, field).encoder() if is_artifact(folder) else load_cross_encoder(folder, field)
+    if is_artifact(folder):
+        artifact = load_artifact(folder, field)
+        if artifact.precision == "int8":
+            return onnx_ranker(name, artifact, token_budget)
+        encoder = artifact.encoder()
+    else:
+        encoder = load_cross_encoder(folder, field)
     precision = "auto" if device.startswith("cuda") else "float32"  # on CPUs the same scores everywhere
     scorer = torch_scorer(encoder, device, precision, token_budget)
     return Ranker(
@@ -68,6 +74,18 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
         encoder.parameters,
         size,
         _trained_fields(folder),
+    )
+
+
+def onnx_ranker(name: str, artifact: Artifact, token_budget: int) -> Ranker:
+    """An artifact in ONNX Runtime, with as many threads as torch would take."""
+    scorer = artifact.scorer("onnx", torch.get_num_threads(), token_budget)
+    return Ranker(
+        name,
+        lambda p: scorer.score(p["query"].to_list(), p["text"].to_list()).astype(np.float64),
+        artifact.manifest["parameters"],
+        (artifact.folder / "model.onnx").stat().st_size,
+        tuple(artifact.fields),
     )
 
 

@@ -1,0 +1,102 @@
+"""Make a student smaller, and refuse it where that costs quality."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
+from rankstill.config import Config
+from rankstill.configfile import load_config
+
+DESCRIPTION = """Quantise a student to int8, for ONNX Runtime on CPUs.
+
+Both forms score the judgements. The small one is refused where the rank correlation of its scores with the original's
+is below 0.99, or where its nDCG@10 is lower by a paired interval that excludes zero. With --name it is registered."""
+LEAST_CORRELATION = 0.99
+
+
+def main() -> None:
+    """`python -m jobs.compress`."""
+    parser = make_parser("jobs.compress", DESCRIPTION)
+    parser.add_argument("--model", required=True, metavar="MODEL", help="registry name or artifact folder of a student")
+    parser.add_argument("--judgements", required=True, metavar="FILE", help="file, folder or URL of judged pairs")
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="valid", help="the queries that count")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the new artifact")
+    parser.add_argument("--name", help="register it under this name, as challenger")
+    add_config_arguments(parser, required=False)
+    arguments = parser.parse_intermixed_args()
+    from rankstill.evaluation import comparison_rows
+
+    tree = arguments.config or {"data": {"sources": [{"path": arguments.judgements}]}}
+    config = load_config(tree, arguments.overrides)
+    start = time.monotonic()
+    out = Path(arguments.out).absolute()
+    measured = compress(config, arguments.model, arguments.judgements, arguments.split, out)
+    print(format_table(comparison_rows(measured["models"])))
+    print(f"rank correlation {measured['correlation']:.4f}")
+    if arguments.name:
+        from rankstill.registry import Registry
+
+        value = measured["models"]["int8"]["metrics"]["ndcg@10"]["value"]
+        version = Registry(config.storage.folder).register(arguments.name, out, {"ndcg": f"{value:.6f}"})
+        print(f"registered {version} ({', '.join(version.aliases)})")
+    print(f"{out} in {time.monotonic() - start:.0f} s")
+
+
+def compress(config: Config, model: str, judgements: str, split: str, out: Path) -> dict[str, Any]:
+    """Write an int8 artifact to the new folder `out`; returns both reports and how they compare.
+
+    Raises:
+        GateError: it loses quality.
+        ConfigError: `out` is there already.
+    """
+    import polars as pl
+
+    from rankstill.artifacts import load_artifact
+    from rankstill.compression import describe, quantise_artifact
+    from rankstill.config import Source
+    from rankstill.data import read_judgements
+    from rankstill.errors import ConfigError, DataError, GateError
+    from rankstill.evaluation import PRIMARY, evaluate
+    from rankstill.metrics import paired_difference
+    from rankstill.rankers import onnx_ranker
+    from rankstill.registry import find_version, is_reference
+
+    if out.exists():
+        raise ConfigError(f"--out {str(out)!r} is there already; give a new folder")
+    folder = Path(model)
+    if is_reference(model) and not folder.exists():
+        folder = find_version(model, config.storage.folder, "--model").folder
+    artifact = load_artifact(folder, "--model")
+    columns = config.data.sources[0].columns if config.data.sources else {}
+    data = config.data.model_copy(update={"fields": tuple(artifact.fields)})
+    pairs = read_judgements(Source(path=judgements, columns=columns), data).filter(pl.col("split") == split)
+    if pairs.is_empty():
+        raise DataError(f"--split {split!r}: {judgements!r} has no query of it; choose another")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parent:
+        aside = Path(parent, out.name)
+        aside.mkdir()
+        small = quantise_artifact(artifact, aside)
+        reports, tables, scores = {}, {}, {}
+        for name, form in (("float32", artifact), ("int8", small)):
+            ranker = onnx_ranker(name, form, config.labels.token_budget)
+            reports[name], tables[name] = evaluate(ranker, pairs, judgements)
+            scores[name] = ranker.score(pairs)
+        correlation = pl.select(pl.corr(*map(pl.Series, scores.values()), method="spearman")).item()
+        loss = paired_difference(tables["int8"], tables["float32"], PRIMARY)
+        if not correlation >= LEAST_CORRELATION or loss.high < 0:
+            raise GateError(
+                f"int8: rank correlation with float32 {correlation:.4f} (at least {LEAST_CORRELATION}), {PRIMARY}"
+                f" {loss.value:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]; it is not kept, serve the float32 artifact"
+            )
+        measured = {"models": reports, "correlation": correlation, "difference": loss.as_dict()}
+        describe(artifact, aside, {"judgements": Path(judgements).name, "split": split, **measured})
+        os.replace(aside, out)
+    return measured
+
+
+if __name__ == "__main__":
+    run_command(main)
