@@ -8,12 +8,11 @@ import numpy as np
 import orjson
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from rankstill.encoders import find_encoder
+from rankstill.encoders import LOCAL, WEIGHTS, find_encoder, loading
 from rankstill.errors import ModelError
 from rankstill.scoring import is_bfloat16, plan_batches
 
@@ -67,14 +66,9 @@ def load_bi_encoder(
         ModelError: not a usable model, or a pooling other than mean and cls.
     """
     folder = find_encoder(name, field)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModel.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype="float32"
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{field}: {name!r} can't be loaded ({reason}); give a whole model folder") from error
+    with loading(name, field):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
+        model = AutoModel.from_pretrained(folder, **WEIGHTS)
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1 << 30))
     dtype = torch.bfloat16 if is_bfloat16(precision, device) else torch.float32
     model = model.to(device=torch.device(device), dtype=dtype).eval()

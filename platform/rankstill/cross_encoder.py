@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
-from rankstill.encoders import find_encoder
+from rankstill.encoders import LOCAL, WEIGHTS, find_encoder, loading
 from rankstill.errors import ModelError
 from rankstill.towers import TowerModel
 
@@ -102,18 +100,11 @@ def load_cross_encoder(
     """
     folder = find_encoder(str(name), field)
     tokenizer = load_tokenizer(folder, field)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        options = {"trust_remote_code": False, **({"num_labels": 1} if fresh_head else {})}
+    options = {"num_labels": 1} if fresh_head else {}
+    with loading(name, field):
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype="float32", **options
+            folder, output_loading_info=True, **WEIGHTS, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{field}: {str(name)!r} can't be loaded ({reason}); give a whole model folder") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     missing = sorted(report["missing_keys"])
     if missing and not (fresh_head and all(_is_head(key) for key in missing)):
         raise ModelError(
@@ -134,11 +125,8 @@ def load_tokenizer(folder: Path, field: str) -> PreTrainedTokenizerFast:
         raise ModelError(
             f"{field}: {str(folder)!r} has no tokenizer (such as tokenizer.json); save it beside the model"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{field}: {str(folder)!r} can't be loaded ({reason}); give a whole model folder") from error
+    with loading(folder, field):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{field}: the tokenizer of {str(folder)!r} has no padding token; add one to it")
     return tokenizer

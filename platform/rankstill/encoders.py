@@ -1,9 +1,10 @@
 """Find a pretrained encoder, or make a random one."""
 
+import contextlib
 import hashlib
 import importlib.util
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,17 @@ from typing import Any
 import httpx
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from rankstill.config import RandomModel
 from rankstill.errors import ModelError
 
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""How model files are read: what is there, and no code of theirs."""
+WEIGHTS: dict[str, Any] = {**LOCAL, "use_safetensors": True, "dtype": "float32"}
 WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _PROBE_SECONDS = 3.0
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -154,6 +160,21 @@ def _checked(folder: Path, field: str, name: str) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{field}: {name!r} has no weights (*.safetensors); save the model in safetensors format")
     return folder
+
+
+@contextlib.contextmanager
+def loading(name: str | Path, field: str) -> Iterator[None]:
+    """Make one ModelError of whatever a model library raises on broken files, and keep it quiet meanwhile."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{field}: {str(name)!r} can't be loaded ({reason}); give a whole model folder") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _hub_answers() -> bool:

@@ -53,19 +53,16 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
         name, reference = str(version), str(version.folder)
     if is_ensemble(Path(reference)):
         return _ensemble_ranker(Path(reference), field, device, token_budget)
+    artifact = load_artifact(Path(reference), field) if is_artifact(Path(reference)) else None
+    if artifact and artifact.precision == "int8":
+        return onnx_ranker(name, artifact, token_budget)
     folder = find_encoder(reference, field)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if (folder / "modules.json").exists():
         bi_encoder = load_bi_encoder(str(folder), field, device)
         count = sum(parameter.numel() for parameter in bi_encoder.model.parameters())
         return Ranker(name, lambda p: bi_encoder.score(p["query"].to_list(), p["text"].to_list()), count, size)
-    if is_artifact(folder):
-        artifact = load_artifact(folder, field)
-        if artifact.precision == "int8":
-            return onnx_ranker(name, artifact, token_budget)
-        encoder = artifact.encoder()
-    else:
-        encoder = load_cross_encoder(folder, field)
+    encoder = artifact.encoder() if artifact else load_cross_encoder(folder, field)
     precision = "auto" if device.startswith("cuda") else "float32"  # on CPUs the same scores everywhere
     scorer = torch_scorer(encoder, device, precision, token_budget)
     return Ranker(

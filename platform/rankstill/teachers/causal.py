@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from rankstill.encoders import find_encoder
-from rankstill.errors import ConfigError, ModelError
+from rankstill.encoders import LOCAL, WEIGHTS, find_encoder, loading
+from rankstill.errors import ConfigError
 from rankstill.losses import expected_gain_logit
 from rankstill.scoring import is_bfloat16, plan_batches
 
@@ -74,14 +73,9 @@ def load_causal(
         prompt.format(query="", text="")
     except (KeyError, IndexError, ValueError) as error:
         raise ConfigError(f"{field}: the prompt {prompt!r} has other braces than {{query}} and {{text}}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype="float32"
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{field}: {name!r} can't be loaded ({reason}); give a whole model folder") from error
+    with loading(name, field):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
+        model = AutoModelForCausalLM.from_pretrained(folder, **WEIGHTS)
     ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
     firsts = [part[0] if part else -1 for part in ids]
     if len(set(firsts)) < len(firsts) or -1 in firsts:
