@@ -63,7 +63,7 @@ def teach(run: Run, prepared: Prepared) -> Taught:
     else:
         main = run.step("teachers", key, build)
     models = [teacher_model(config, main, config.max_length)]
-    if not config.ensemble:
+    if not config.ensemble and config.kind == "cross":  # other kinds need the manifest that says what they are
         return Taught(key, main, Ensemble((Member(models[0], 1.0),)))
     for place, member in enumerate(config.ensemble):
         name = config.base if member.model == "base" else member.model

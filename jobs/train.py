@@ -12,7 +12,7 @@ from jobs.run import Run, step_key
 from jobs.teach import Taught, label_max, teacher_model
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.config import Config, Student, TeacherMember
-from rankstill.cross_encoder import load_cross_encoder
+from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.encoders import find_encoder
 from rankstill.objective import Objective
 from rankstill.students import make_student
@@ -39,6 +39,15 @@ def student_identity(config: Student) -> str:
     """What the student starts from; its weights' hash where these are its own."""
     own = config.init not in ("teacher", "random")
     return model_identity(config.init, "student.init") if own else config.init
+
+
+def start_student(run: Run, taught: Taught) -> CrossEncoder:
+    """The student before training."""
+    config, student = run.config, resolved_student(run.config)
+    teacher = None
+    if student.init in ("teacher", "random"):
+        teacher = load_cross_encoder(taught.main, "teacher", fresh_head=config.teacher.kind != "cross")
+    return make_student(student, teacher, config.train.seed)
 
 
 def check_models(config: Config) -> None:
@@ -86,7 +95,7 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> T
     key = step_key(labelled.key, student_identity(resolved_student(config)), settings, config.train.key())
 
     def build(folder: Path) -> None:
-        teacher = load_cross_encoder(taught.main, "teacher")
+        student = start_student(run, taught)
         plan = Fit(
             task="train",
             name=f"student-{key}",
@@ -96,7 +105,7 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> T
             objective=Objective(config.distill, label_max(prepared.pairs)),
             teacher=taught.main if config.distill.features.any else None,
         )
-        fit(run, make_student(resolved_student(config), teacher, config.train.seed), plan, folder)
+        fit(run, student, plan, folder)
 
     return Trained(key, run.step("students", key, build))
 

@@ -118,6 +118,18 @@ def test_each_list_takes_the_member_that_agrees_with_its_judgements(cluster, tmp
     assert accuracies[1] > accuracies[0] + 0.02
 
 
+def test_a_sentence_encoder_teaches_alone(cluster, tmp_path, two_teachers):
+    ready = [f"teacher.model={tmp_path / 'bi'}", "teacher.kind=bi", "teacher.ensemble=[]", "student.init=random"]
+    made = run_until(load_config(TINY, [*two_teachers, *ready, "train.max_steps=2"]), "train")
+    pairs = listed_pairs(made)
+    queries, texts = pairs["query"].to_list(), pairs["text"].to_list()
+    expected = load_bi_encoder(str(tmp_path / "bi"), "test", max_length=64).score(queries, texts)
+    assert pairs["score"].to_list() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert load_ranker(made.places["teacher"], "test", tmp_path).score(pairs).tolist() == pytest.approx(
+        expected.tolist(), abs=1e-4
+    )
+
+
 def test_a_teacher_that_beats_nothing_is_refused_with_the_numbers(cluster, two_teachers, tmp_path):
     config = load_config(TINY, [*two_teachers, "teacher.gate=on"])
     with pytest.raises(

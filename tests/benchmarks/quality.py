@@ -23,18 +23,16 @@ from jobs.label import Labelled, label
 from jobs.prepare import prepare_data
 from jobs.run import Run
 from jobs.teach import Taught, judged_split, label_max, teach
-from jobs.train import resolved_student
+from jobs.train import start_student
 from rankstill.bm25 import score_pairs
 from rankstill.cli import format_table
 from rankstill.config import Distill
 from rankstill.configfile import load_config
-from rankstill.cross_encoder import load_cross_encoder
 from rankstill.metrics import estimate, paired_difference, per_query, slices
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
 from rankstill.rankers import load_ranker
 from rankstill.storage import write_json
-from rankstill.students import make_student
 
 METRICS = ("ndcg@10", "pairwise_accuracy")
 
@@ -115,7 +113,7 @@ def run_recipe(run: Run, recipe: Recipe, taught: Taught, labelled: Labelled, fol
     (folder / "model").mkdir(parents=True, exist_ok=True)
     lists = learnt_from(labelled.train, recipe)
     config = run.config
-    student = make_student(resolved_student(config), load_cross_encoder(taught.main, "teacher"), config.train.seed)
+    student = start_student(run, taught)
     if recipe.peer:
         from tests.benchmarks.peers import train_peer
 

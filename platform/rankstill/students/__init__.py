@@ -8,7 +8,7 @@ from rankstill.students.cross import make_cross
 from rankstill.students.towers import make_towers
 
 
-def make_student(config: Student, teacher: CrossEncoder, seed: int) -> CrossEncoder:
-    """The student before training."""
+def make_student(config: Student, teacher: CrossEncoder | None, seed: int) -> CrossEncoder:
+    """The student before training; a teacher is needed for its layers, or for its tokenizer by random students."""
     torch.manual_seed(seed)
     return make_cross(config, teacher) if config.family == "cross" else make_towers(config, teacher)

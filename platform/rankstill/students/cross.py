@@ -12,14 +12,15 @@ from rankstill.encoders import random_model
 from rankstill.errors import ConfigError
 
 
-def make_cross(config: Student, teacher: CrossEncoder) -> CrossEncoder:
+def make_cross(config: Student, teacher: CrossEncoder | None) -> CrossEncoder:
     """A small cross-encoder; its tokenizer is the teacher's unless it comes from a folder of its own."""
+    if config.init not in ("teacher", "random"):
+        return load_cross_encoder(config.init, "student.init", config.max_length, fresh_head=True)
+    assert teacher is not None
     if config.init == "teacher":
         return from_layers(teacher, config.layers, config.max_length)
-    if config.init == "random":
-        model = random_model(config.random, len(teacher.tokenizer), config.max_length)
-        return CrossEncoder(model, teacher.tokenizer, config.max_length)
-    return load_cross_encoder(config.init, "student.init", config.max_length, fresh_head=True)
+    model = random_model(config.random, len(teacher.tokenizer), config.max_length)
+    return CrossEncoder(model, teacher.tokenizer, config.max_length)
 
 
 def from_layers(teacher: CrossEncoder, layers: int, max_length: int) -> CrossEncoder:

@@ -11,7 +11,7 @@ from rankstill.students.cross import take_layers
 from rankstill.towers import TowerConfig, TowerModel
 
 
-def make_towers(config: Student, teacher: CrossEncoder) -> CrossEncoder:
+def make_towers(config: Student, teacher: CrossEncoder | None) -> CrossEncoder:
     """An untrained two-tower student around an encoder from `config.init`, as a sentence encoder where that is one.
 
     Raises:
@@ -39,13 +39,14 @@ def make_towers(config: Student, teacher: CrossEncoder) -> CrossEncoder:
     return student
 
 
-def _encoder_of(config: Student, teacher: CrossEncoder) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    if config.init == "random":
-        return _encoder_in(random_model(config.random, len(teacher.tokenizer), config.max_length)), teacher.tokenizer
+def _encoder_of(config: Student, teacher: CrossEncoder | None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    if config.init not in ("teacher", "random"):
+        loaded = load_bi_encoder(config.init, "student.init")
+        return take_layers(loaded.model, min(config.layers, loaded.model.config.num_hidden_layers)), loaded.tokenizer
+    assert teacher is not None
     if config.init == "teacher":
         return take_layers(_encoder_in(teacher.model), config.layers), teacher.tokenizer
-    loaded = load_bi_encoder(config.init, "student.init")
-    return take_layers(loaded.model, min(config.layers, loaded.model.config.num_hidden_layers)), loaded.tokenizer
+    return _encoder_in(random_model(config.random, len(teacher.tokenizer), config.max_length)), teacher.tokenizer
 
 
 def _encoder_in(model: PreTrainedModel) -> PreTrainedModel:
