@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from builders import tiny_cross_encoder
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -73,4 +74,7 @@ def test_what_cannot_be_asked_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="share their first token"):
         load(folder, answers=("yes good", "yes"))
     with pytest.raises(ModelError, match="test: "):
+        load(tmp_path)
+    tiny_cross_encoder().save(tmp_path)
+    with pytest.raises(ModelError, match="it is no causal language model"):
         load(tmp_path)

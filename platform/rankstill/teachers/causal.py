@@ -75,7 +75,11 @@ def load_causal(
         raise ConfigError(f"{field}: the prompt {prompt!r} has other braces than {{query}} and {{text}}") from error
     with loading(name, field):
         tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
-        model = AutoModelForCausalLM.from_pretrained(folder, **WEIGHTS)
+        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **WEIGHTS)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{field}: {name!r} lacks the weights {', '.join(missing[:3])}; it is no causal language model, name one"
+        )
     ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
     firsts = [part[0] if part else -1 for part in ids]
     if len(set(firsts)) < len(firsts) or -1 in firsts:
