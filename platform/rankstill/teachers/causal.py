@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from rankstill.encoders import LOCAL, WEIGHTS, find_encoder, loading
-from rankstill.errors import ConfigError
+from rankstill.errors import ConfigError, ModelError
 from rankstill.losses import expected_gain_logit
 from rankstill.scoring import is_bfloat16, plan_batches
 
