@@ -75,7 +75,8 @@ def load_causal(
         raise ConfigError(f"{field}: the prompt {prompt!r} has other braces than {{query}} and {{text}}") from error
     with loading(name, field):
         tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
-        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **WEIGHTS)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **WEIGHTS)
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{field}: {name!r} lacks the weights {', '.join(missing[:3])}; it is no causal language model, name one"
@@ -85,7 +86,6 @@ def load_causal(
     if len(set(firsts)) < len(firsts) or -1 in firsts:
         raise ConfigError(f"{field}: answers {', '.join(map(repr, answers))} share their first token; give other words")
     dtype = torch.bfloat16 if is_bfloat16(precision, device) else torch.float32
-    placed: Any = model  # `to` is wrapped in a way that hides its signature
-    model = placed.to(device=torch.device(device), dtype=dtype).eval()
+    model = model.to(device=torch.device(device), dtype=dtype).eval()
     longest = min(max_length, getattr(model.config, "max_position_embeddings", 1 << 30))
     return CausalRanker(model, tokenizer, longest, prompt, tuple(firsts))
