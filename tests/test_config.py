@@ -63,6 +63,12 @@ def test_an_unknown_key_of_a_list_element_is_refused_with_its_position():
         ("train.zero_stage=4", "train.zero_stage", "4"),
         ("distill.alpha=1.01", "distill.alpha", "1.01"),
         ("distill.temperature=0", "distill.temperature", "0"),
+        ("distill.temperature=warm", "distill.temperature", "{start: NUMBER, end: NUMBER}"),
+        ("distill.alpha={start: 1, end: 2}", "distill.alpha", "2 is out of range"),
+        ("distill.alpha={start: 1, end: 0, shape: odd}", "distill.alpha.shape", "'odd'"),
+        ("teacher.kind=bi", "teacher", "name a ready model"),
+        ("teacher.ensemble=[{kind: bi}]", "teacher", "ensemble.0.model is missing"),
+        ("train.offload=optimizer", "train", "needs zero_stage 1"),
         ("serve.port=70000", "serve.port", "70000"),
         ("serve.runtime=jax", "serve.runtime", "'jax'"),
         ("storage.root=[a]", "storage.root", "['a']"),
@@ -93,6 +99,25 @@ def test_a_number_that_is_not_finite_is_refused(override):
 def test_what_is_missing_is_named():
     assert "'data.sources.0.path' is missing" in refusal({"data": {"sources": [{}]}})
     assert "'data' is missing" in refusal({})
+
+
+def test_a_number_is_a_schedule_that_stays():
+    distill = parse_config({**SHOP, "distill": {"alpha": 0.3, "temperature": {"start": 4, "end": 2}}}).distill
+    assert [distill.alpha.at(share) for share in (0.0, 1.0)] == [0.3, 0.3]
+    assert [distill.temperature.at(share) for share in (0.0, 0.5, 1.0)] == [4, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("tree", "reason"),
+    [
+        ({"teacher": {"model": "m", "kind": "bi"}}, "student.init is 'teacher', but teacher.kind is 'bi'"),
+        ({"student": {"family": "late"}, "distill": {"features": {"angle": 1}}}, "student.family is 'late'"),
+        ({"student": {"init": "base"}, "teacher": {"base": "random"}}, "teacher.base is 'random'"),
+        ({"teacher": {"base": "random", "ensemble": [{"model": "base"}]}}, "name a pretrained base"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tree, reason):
+    assert reason in refusal({**SHOP, **tree})
 
 
 def test_rules_across_fields_name_both_values():
