@@ -23,6 +23,7 @@ bench: .venv/.dev
 	$(BIN)/python -m tests.benchmarks.labelling
 	$(BIN)/python -m tests.benchmarks.scoring
 	$(BIN)/python -m tests.benchmarks.training
+	$(BIN)/python -m tests.benchmarks.known_items
 
 serve: .venv/.demo
 	$(BIN)/python -m serve.app --model $(MODEL) serve.port=$(PORT)
