@@ -9,6 +9,7 @@ from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, judged_split, label_max
 from rankstill.calibration import calibrate
+from rankstill.encoders import find_encoder
 from rankstill.errors import GateError
 from rankstill.metrics import paired_difference, per_query, summarise
 from rankstill.rankers import load_ranker, pick_device
@@ -39,11 +40,12 @@ def gate(run: Run, prepared: Prepared, taught: Taught) -> Gated:
     """
     config = run.config.teacher
     rivals = {"bm25": "bm25"}
+    encoders = [member.model.folder for member in taught.ensemble.members[1:] if member.model.kind == "bi"]
     if config.base != "random" and not config.model:
-        rivals["untrained base"] = config.base
-    for member in taught.ensemble.members[1:]:
-        if member.model.kind == "bi":
-            rivals[Path(member.model.folder).name] = member.model.folder
+        base = str(find_encoder(config.base, "teacher.base"))
+        rivals["untrained base"] = base
+        encoders = [folder for folder in encoders if folder != base]
+    rivals |= {Path(folder).name: folder for folder in encoders}
     key = step_key(taught.key, prepared.key, sorted(rivals))
     found = Gated(run.step("gates", key, lambda folder: _measure(run, prepared, taught, rivals, folder)))
     report = found.report
