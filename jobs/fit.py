@@ -14,9 +14,9 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 
 from jobs.run import Run
-from rankstill.config import Train
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.errors import RankstillError, RunError
+from rankstill.model_config import Train
 from rankstill.objective import Objective
 from rankstill.relay import relay
 from rankstill.storage import write_json

@@ -8,8 +8,9 @@ import polars as pl
 from jobs.prepare import Prepared
 from jobs.teach import judged_split, label_max, teacher_key
 from jobs.train import check_models
-from rankstill.config import Config, Train
+from rankstill.config import Config
 from rankstill.data import fingerprint_data, prepare
+from rankstill.model_config import Train
 
 
 def plan_rows(config: Config) -> list[list[str]]:

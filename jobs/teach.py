@@ -8,11 +8,11 @@ import polars as pl
 from jobs.fit import Fit, fit
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
-from rankstill.config import Teacher, TeacherMember
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.data import build_lists
 from rankstill.encoders import find_encoder
 from rankstill.errors import DataError
+from rankstill.model_config import Teacher, TeacherMember
 from rankstill.objective import Objective
 from rankstill.rankers import pick_device
 from rankstill.teachers.cross_encoder import model_identity, untrained_teacher

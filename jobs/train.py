@@ -11,9 +11,10 @@ from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, label_max, teacher_model
 from rankstill.bi_encoder import load_bi_encoder
-from rankstill.config import Config, Student, TeacherMember
+from rankstill.config import Config
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.encoders import find_encoder
+from rankstill.model_config import Student, TeacherMember
 from rankstill.objective import Objective
 from rankstill.students import make_student
 from rankstill.students.cross import pick_layers

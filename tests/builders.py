@@ -8,9 +8,10 @@ import numpy as np
 import orjson
 import torch
 
-from rankstill.config import Data, RandomModel, Source
+from rankstill.config import Data, Source
 from rankstill.cross_encoder import CrossEncoder, TokenisedPairs
 from rankstill.encoders import random_model, random_tokenizer
+from rankstill.model_config import RandomModel
 
 TEXTS = (
     "cordless drill 18v brushless",

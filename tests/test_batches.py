@@ -8,9 +8,9 @@ import torch
 from builders import tiny_cross_encoder, tokens_of_lengths
 
 from rankstill.batches import TokenisedLists, collate_lists, plan_epoch, read_lists
-from rankstill.config import Train
 from rankstill.data import build_lists
 from rankstill.errors import ConfigError
+from rankstill.model_config import Train
 
 NAN = float("nan")
 

@@ -7,9 +7,9 @@ from builders import TEXTS, tiny_cross_encoder
 from huggingface_hub import constants
 
 from rankstill import encoders
-from rankstill.config import RandomModel
 from rankstill.encoders import PACKAGED, PackagedEncoder, find_encoder, random_model, random_tokenizer
 from rankstill.errors import ModelError
+from rankstill.model_config import RandomModel
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from builders import made_up_pairs, tiny_cross_encoder
 
-from rankstill.config import Features
 from rankstill.cross_encoder import CrossEncoder, collate, model_inputs
 from rankstill.encoders import random_tokenizer
 from rankstill.errors import ConfigError
 from rankstill.features import PROJECTIONS, FeatureMatcher
+from rankstill.model_config import Features
 from rankstill.students.cross import from_layers
 
 EACH = ("hidden", "attention", "relation", "distance", "angle")

@@ -5,10 +5,10 @@ import torch
 from builders import TEXTS, tiny_cross_encoder
 
 from rankstill import item_index
-from rankstill.config import Student
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.errors import ConfigError, ModelError
 from rankstill.item_index import KnownItemScorer, append_items, create_index, encode_items, missing_items, open_index
+from rankstill.model_config import Student
 from rankstill.scoring import torch_scorer
 from rankstill.students import make_student
 from rankstill.towers import TowerModel

@@ -15,13 +15,14 @@ from jobs.index import index_items
 from jobs.pipeline import run_until
 from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
-from rankstill.config import Config, Schedule
+from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import DataError, GateError
 from rankstill.item_index import KnownItemScorer, open_index
 from rankstill.labels import LabelStore
 from rankstill.metrics import per_query
+from rankstill.model_config import Schedule
 from rankstill.rankers import load_ranker
 from rankstill.registry import Registry
 from rankstill.scoring import torch_scorer

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from rankstill.config import Distill
+from rankstill.model_config import Distill
 from rankstill.objective import Objective
 
 NAN = float("nan")

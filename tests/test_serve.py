@@ -11,10 +11,10 @@ import pytest
 from ray import serve
 
 from rankstill.artifacts import export_artifact, load_artifact
-from rankstill.config import RandomModel
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.encoders import random_model, random_tokenizer
 from rankstill.errors import AddressError, ModelError
+from rankstill.model_config import RandomModel
 from serve.app import NAME, BuildArguments, build, require_free
 
 QUERY = "Red Drill"

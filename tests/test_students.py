@@ -2,9 +2,9 @@ import pytest
 import torch
 from builders import tiny_cross_encoder
 
-from rankstill.config import RandomModel, Student
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import ConfigError, ModelError
+from rankstill.model_config import RandomModel, Student
 from rankstill.students import make_student
 from rankstill.students.cross import from_layers, pick_layers
 

@@ -6,10 +6,10 @@ from torch.nn import functional
 
 from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
-from rankstill.config import RandomModel, Student
 from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, model_inputs
 from rankstill.encoders import random_model
 from rankstill.errors import ConfigError
+from rankstill.model_config import RandomModel, Student
 from rankstill.scoring import torch_scorer
 from rankstill.students import make_student
 from rankstill.towers import START_SCALE, TowerModel

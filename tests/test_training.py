@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 
 from jobs.fit import Fit, fit, history
 from jobs.run import Run
-from rankstill.config import Features, RandomModel, Schedule, Train
 from rankstill.configfile import parse_config
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.data import build_lists
 from rankstill.encoders import random_model, random_tokenizer
 from rankstill.errors import RunError
+from rankstill.model_config import Features, RandomModel, Schedule, Train
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
 from rankstill.scoring import torch_scorer

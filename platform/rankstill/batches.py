@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rankstill.config import Train
 from rankstill.cross_encoder import CrossEncoder, TokenisedPairs, collate
 from rankstill.errors import ConfigError
+from rankstill.model_config import Train
 
 WINDOW_STEPS = 32
 """Lists of this many steps are sorted by length together, which keeps padding low and the order random enough."""

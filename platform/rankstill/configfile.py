@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rankstill.config import Config, Section
+from rankstill.config import Config
 from rankstill.errors import ConfigError
+from rankstill.model_config import Section
 
 
 def load_config(origin: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Config:

@@ -17,8 +17,8 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from rankstill.config import RandomModel
 from rankstill.errors import ModelError
+from rankstill.model_config import RandomModel
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """How model files are read: what is there, and no code of theirs."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils import cpp_extension
 
-from rankstill.config import Train
 from rankstill.cross_encoder import CrossEncoder
+from rankstill.model_config import Train
 from rankstill.scoring import is_bfloat16
 
 STALE_SECONDS = 300.0

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rankstill.config import Features
 from rankstill.cross_encoder import CrossEncoder, layer_stack, model_inputs
 from rankstill.errors import ConfigError, ModelError
 from rankstill.feature_losses import attention_kl, hidden_cosine, hidden_mse, relation_kl, rkd_angle, rkd_distance
+from rankstill.model_config import Features
 
 PROJECTIONS = "matching"
 """Submodule of the student that is trained with it and is no part of it."""

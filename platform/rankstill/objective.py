@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankstill.config import Distill, Schedule
 from rankstill.losses import (
     agreement,
     lambda_loss,
@@ -17,6 +16,7 @@ from rankstill.losses import (
     ranknet,
     soft_kl,
 )
+from rankstill.model_config import Distill, Schedule
 
 RANKING: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "listwise": listwise_softmax,

@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 
 from rankstill.batches import TokenisedLists, collate_lists, plan_epoch, read_lists
-from rankstill.config import Train
 from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, model_inputs
 from rankstill.engine import load_tensors, make_engine, whole_weights
 from rankstill.errors import RunError
 from rankstill.features import PROJECTIONS, FeatureMatcher
 from rankstill.metrics import per_query
+from rankstill.model_config import Train
 from rankstill.objective import Objective
 from rankstill.schema import ProgressEvent
 from rankstill.scoring import plan_batches

@@ -22,8 +22,8 @@ import pyarrow as pa
 from jobs.fit import Fit, fit, history
 from jobs.run import Run
 from rankstill.cli import format_table
-from rankstill.config import Distill, Train
 from rankstill.configfile import parse_config
+from rankstill.model_config import Distill, Train
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
 from tests.benchmarks.training import LIST_SIZE, LISTS, scored_lists

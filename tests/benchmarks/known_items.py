@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from rankstill.cli import format_table
-from rankstill.config import Student
 from rankstill.item_index import KnownItemScorer, append_items, create_index, encode_items, missing_items, tower_of
+from rankstill.model_config import Student
 from rankstill.scoring import torch_scorer
 from rankstill.students import make_student
 from tests.benchmarks.workload import generated_pairs, random_cross_encoder

@@ -11,7 +11,7 @@ from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncode
 from sentence_transformers.cross_encoder import losses
 from transformers import TrainerCallback
 
-from rankstill.config import Train
+from rankstill.model_config import Train
 from rankstill.scoring import is_bfloat16
 
 

@@ -26,9 +26,9 @@ from jobs.teach import Taught, judged_split, label_max, teach
 from jobs.train import start_student
 from rankstill.bm25 import score_pairs
 from rankstill.cli import format_table
-from rankstill.config import Distill
 from rankstill.configfile import load_config
 from rankstill.metrics import estimate, paired_difference, per_query, slices
+from rankstill.model_config import Distill
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
 from rankstill.rankers import load_ranker

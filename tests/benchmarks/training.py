@@ -19,9 +19,9 @@ import pyarrow as pa
 from jobs.fit import Fit, fit, history
 from jobs.run import Run
 from rankstill.cli import format_table
-from rankstill.config import Distill, Train
 from rankstill.configfile import parse_config
 from rankstill.cross_encoder import CrossEncoder
+from rankstill.model_config import Distill, Train
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
 from tests.benchmarks.peers import train_peer

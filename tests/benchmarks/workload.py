@@ -6,10 +6,11 @@ import polars as pl
 import torch
 
 from rankstill.catalogue import ShopSize, generate_shop
-from rankstill.config import Data, RandomModel, Shop
+from rankstill.config import Data, Shop
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.data import assemble_pairs
 from rankstill.encoders import random_model, random_tokenizer
+from rankstill.model_config import RandomModel
 
 CANDIDATES = 20
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from rankstill.config import Student
 from rankstill.cross_encoder import CrossEncoder
+from rankstill.model_config import Student
 from rankstill.students.cross import make_cross
 from rankstill.students.towers import make_towers
 

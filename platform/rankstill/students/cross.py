@@ -6,10 +6,10 @@ import re
 import numpy as np
 from transformers import PreTrainedModel
 
-from rankstill.config import Student
 from rankstill.cross_encoder import CrossEncoder, layer_stack, load_cross_encoder
 from rankstill.encoders import random_model
 from rankstill.errors import ConfigError
+from rankstill.model_config import Student
 
 
 def make_cross(config: Student, teacher: CrossEncoder | None) -> CrossEncoder:

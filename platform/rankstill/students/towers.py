@@ -3,10 +3,10 @@
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rankstill.bi_encoder import load_bi_encoder
-from rankstill.config import Student
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.encoders import random_model
 from rankstill.errors import ConfigError
+from rankstill.model_config import Student
 from rankstill.students.cross import take_layers
 from rankstill.towers import TowerConfig, TowerModel
 

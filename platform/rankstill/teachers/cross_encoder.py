@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from rankstill.config import Teacher
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.encoders import find_encoder, random_model, random_tokenizer
+from rankstill.model_config import Teacher
 from rankstill.teachers.kinds import TeacherModel
 from rankstill.text import SEPARATOR, digest
 
