@@ -62,14 +62,14 @@ def compress(config: Config, model: str, judgements: str, split: str, out: Path)
     from rankstill.evaluation import PRIMARY, evaluate
     from rankstill.metrics import paired_difference
     from rankstill.rankers import onnx_ranker
-    from rankstill.registry import find_version, is_reference
+    from rankstill.registry import find_version
 
     if out.exists():
         raise ConfigError(f"--out {str(out)!r} is there already; give a new folder")
-    folder = Path(model)
-    if is_reference(model) and not folder.exists():
-        folder = find_version(model, config.storage.folder, "--model").folder
-    artifact = load_artifact(folder, "--model")
+    version = find_version(model, config.storage.folder, "--model")
+    artifact = load_artifact(version.folder if version else Path(model), "--model")
+    if artifact.precision == "int8":
+        raise ConfigError(f"--model {model!r} is int8 already; give the float32 artifact")
     columns = config.data.sources[0].columns if config.data.sources else {}
     data = config.data.model_copy(update={"fields": tuple(artifact.fields)})
     pairs = read_judgements(Source(path=judgements, columns=columns), data).filter(pl.col("split") == split)

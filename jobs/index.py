@@ -21,7 +21,7 @@ from rankstill.configfile import load_config
 from rankstill.data import read_items
 from rankstill.item_index import MANIFEST, ItemIndex, ItemVectors
 from rankstill.progress import Reporter
-from rankstill.registry import find_version, is_reference
+from rankstill.registry import find_version
 from rankstill.relay import relay
 from rankstill.schema import ProgressEvent
 from rankstill.storage import work_folder
@@ -93,13 +93,11 @@ def index_items(config: Config, model: str, path: str, out: Path, prune: bool) -
     Raises:
         ModelError: the student has no item vectors, or the index is another student's.
     """
-    folder = Path(model)
-    if is_reference(model) and not folder.exists():
-        folder = find_version(model, config.storage.folder, "--model").folder
-    artifact = load_artifact(folder, "--model")
+    version = find_version(model, config.storage.folder, "--model")
+    artifact = load_artifact(version.folder if version else Path(model), "--model")
+    tower = item_index.tower_of(artifact.encoder())
     items = read_items(Source(path=path, columns=_columns(config, path)), _own_fields(config, artifact))
     student = artifact.manifest["files"]["model.safetensors"]["sha256"]
-    tower = item_index.tower_of(artifact.encoder())
     if (out / MANIFEST).exists():
         index = item_index.open_index(out, "--out", student)
     else:

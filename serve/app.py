@@ -21,7 +21,7 @@ from rankstill.config import Serve
 from rankstill.configfile import load_config
 from rankstill.errors import AddressError
 from rankstill.progress import Reporter
-from rankstill.registry import find_version, is_reference
+from rankstill.registry import find_version
 from serve.endpoint import Endpoint, EndpointSettings
 from serve.ranker import Ranker, RankerSettings
 
@@ -90,8 +90,7 @@ def build(arguments: BuildArguments) -> serve.Application:
 
 def find_model(reference: str, root: Path) -> tuple[Path, tuple[str, ...]]:
     """The artifact folder behind a reference, and the names that callers may use for it, the version first."""
-    if is_reference(reference) and not Path(reference).exists():
-        version = find_version(reference, root.expanduser().resolve(), "--model")
+    if version := find_version(reference, root.expanduser().resolve(), "--model"):
         return version.folder, (str(version), version.name, *(f"{version.name}@{alias}" for alias in version.aliases))
     folder = Path(reference).expanduser().resolve()
     return folder, (folder.name,)

@@ -100,7 +100,10 @@ def test_looking_for_a_version_leaves_no_empty_registry(registry, artifact, monk
     assert not (tmp_path / "nothing").exists()
     registry.register("there", artifact("a"), {})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
-    assert find_version("there@champion", tmp_path, "--model").number == 1
+    found = find_version("there@champion", tmp_path, "--model")
+    assert found is not None
+    assert found.number == 1
+    assert find_version(str(tmp_path), tmp_path, "--model") is None
 
 
 @pytest.mark.parametrize("text", ["shop@champion", "shop/7", "a.b-c_d/12"])

@@ -16,7 +16,7 @@ from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.encoders import find_encoder
 from rankstill.errors import ConfigError
-from rankstill.registry import find_version, is_reference
+from rankstill.registry import find_version
 from rankstill.scoring import torch_scorer
 from rankstill.teachers.ensemble import is_ensemble, read_ensemble
 from rankstill.teachers.kinds import load_teacher
@@ -48,8 +48,7 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
     if reference == "random":
         return Ranker("random", lambda pairs: np.random.default_rng(0).random(pairs.height))
     name = reference
-    if is_reference(reference) and not Path(reference).exists():
-        version = find_version(reference, root, field)
+    if version := find_version(reference, root, field):
         name, reference = str(version), str(version.folder)
     if is_ensemble(Path(reference)):
         return _ensemble_ranker(Path(reference), field, device, token_budget)

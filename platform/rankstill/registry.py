@@ -85,12 +85,16 @@ class Registry:
         return f"it has {', '.join(sorted(names))}" if names else "it is empty, run jobs.pipeline first"
 
 
-def find_version(reference: str, root: Path, field: str) -> Version:
-    """`Registry.resolve`, which leaves no empty registry behind where there is none.
+def find_version(reference: str, root: Path, field: str) -> Version | None:
+    """The registered version that a reference means; None where it isn't one, or where a folder has that name.
+
+    Leaves no empty registry behind where there is none.
 
     Raises:
         ModelError: no registry, no such name, alias or number, or its files are gone.
     """
+    if not is_reference(reference) or Path(reference).exists():
+        return None
     if "MLFLOW_TRACKING_URI" not in os.environ and not (root / FILE).exists():
         raise ModelError(
             f"{field}: {str(root)!r} has no registry to find {reference!r} in; run jobs.pipeline first,"
