@@ -25,7 +25,7 @@ from rankstill.scoring import is_bfloat16
 from rankstill.storage import work_folder, write_json
 from rankstill.teachers.cross_encoder import fingerprint
 from rankstill.teachers.ensemble import Ensemble
-from rankstill.teachers.kinds import TeacherModel, load_teacher
+from rankstill.teachers.kinds import TeacherModel, gain_scores, load_teacher
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,17 @@ class LabelActor:
         self._teacher = load_teacher(job.model, "teacher", job.device, job.precision, job.token_budget)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Add scores; keep the columns of schema LABELS."""
-        scores = np.asarray(
-            self._teacher.score(batch["query"].to_pylist(), batch["text"].to_pylist()), dtype=np.float32
-        )
+        """Add scores, and logits where the model gives grades; keep the columns of schema LABELS."""
+        pairs = batch["query"].to_pylist(), batch["text"].to_pylist()
+        logits = self._teacher.logits(*pairs) if self._teacher.logits else None
+        scores = (self._teacher.score(*pairs) if logits is None else gain_scores(logits)).astype(np.float32)
         if self._job.mailbox is not None:
             self._job.mailbox.put.remote(ProgressEvent(self._job.task, len(scores), self._job.total, "pair", {}))
         now = np.full(len(scores), np.datetime64(datetime.now(UTC).replace(tzinfo=None), "ms"))
         columns = {name: batch[name] for name in ("pair_id", "query", "item_id")}
-        table = pa.table({**columns, "score": scores, "labelled_at": pa.array(now).cast(LABELS.types[-1])})
-        return table.cast(LABELS)
+        listed = pa.nulls(len(scores)) if logits is None else pa.array(list(logits))
+        times = pa.array(now).cast(LABELS.field("labelled_at").type)
+        return pa.table({**columns, "score": scores, "logits": listed, "labelled_at": times}).cast(LABELS)
 
 
 def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
@@ -130,14 +131,15 @@ def open_labeller(run: Run, model: TeacherModel) -> Labeller:
 def combine_labels(
     ensemble: Ensemble, pairs: pl.DataFrame, labels: list[pl.DataFrame], how: Literal["mean", "agreement"]
 ) -> pl.DataFrame:
-    """One score a pair from the members' (each a frame of pair_id and score)."""
+    """One score a pair from the members' (each a frame of pair_id, score and logits); logits are the main member's."""
     if len(labels) == 1:
         return labels[0]
     columns = [pairs.join(one, on="pair_id", how="left", maintain_order="left")["score"].to_numpy() for one in labels]
     scores = [column.astype(np.float64) for column in columns]
     combined = ensemble.combine(scores) if how == "mean" else ensemble.choose(pairs, scores)
     found = pairs.select("pair_id", score=pl.Series(combined, dtype=pl.Float32))
-    return found.unique("pair_id", keep="first", maintain_order=True)
+    found = found.unique("pair_id", keep="first", maintain_order=True)
+    return found.join(labels[0].select("pair_id", "logits"), on="pair_id", how="left", maintain_order="left")
 
 
 def further_pairs(run: Run, prepared: Prepared, train: pl.DataFrame) -> list[pl.DataFrame]:
@@ -157,7 +159,7 @@ def further_pairs(run: Run, prepared: Prepared, train: pl.DataFrame) -> list[pl.
 
 
 def label_pairs(run: Run, labeller: Labeller, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Score the pairs that the store lacks and append them as one commit; returns pair_id and score of all of them."""
+    """Score the pairs that the store lacks and append them as one commit; returns pair_id, score and logits of all."""
     missing = labeller.store.missing(pairs).select("pair_id", "query", "item_id", "text")
     run.reporter.event(
         "labels", state="counted", model=labeller.model.folder, pairs=pairs.height, missing=missing.height
@@ -180,7 +182,7 @@ def label_pairs(run: Run, labeller: Labeller, pairs: pl.DataFrame) -> pl.DataFra
                 )
                 map_folder(LabelActor, job, aside / "pending", aside / "done", share.actors, run.config.labels.block)
             labeller.store.append(aside / "done")
-    scores = labeller.store.scan().select("pair_id", "score").unique("pair_id")
+    scores = labeller.store.scan().select("pair_id", "score", "logits").unique("pair_id")
     return scores.join(pairs.lazy().select("pair_id"), on="pair_id", how="semi").collect()
 
 

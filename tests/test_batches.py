@@ -25,6 +25,7 @@ def lists_of(sizes: list[int], lengths: list[int] | None = None) -> TokenisedLis
         pairs=pl.DataFrame(),
         labels_P=np.arange(count, dtype=np.float32),
         scores_P=-np.arange(count, dtype=np.float32),
+        logits_PC=np.zeros((count, 0), dtype=np.float32),
     )
 
 
@@ -121,23 +122,30 @@ def test_too_few_lists_are_named():
 def test_a_batch_has_everything_in_its_place():
     lists = lists_of([2, 3, 1])
     lists.labels_P[3] = lists.scores_P[4] = NAN
-    batch = collate_lists(lists, [np.array([4, 2, 3]), np.array([5]), np.array([1, 0])], pad_id=99)
+    batch = collate_lists(lists, [np.array([4, 2, 3]), np.array([5]), np.array([1, 0])], group=2)
     assert batch.mask_QN.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
     expected = np.array([[4, 2, NAN], [5, NAN, NAN], [1, 0, NAN]])
     np.testing.assert_array_equal(batch.labels_QN.numpy(), expected)
     np.testing.assert_array_equal(batch.teacher_QN.numpy(), np.array([[NAN, -2, -3], [-5, NAN, NAN], [-1, 0, NAN]]))
-    assert batch.inputs["input_ids"][:, 0].tolist() == [4, 2, 3, 5, 1, 0], "a pair's tokens hold its number"
-    assert batch.inputs["input_ids"].shape == (6, 8)
+    assert batch.rows_P.tolist() == [4, 2, 3, 5, 1, 0]
+    lengths = lists.tokens.lengths_B[batch.rows_P]
+    assert [len(places) for places in batch.groups] == [2, 2, 2]
+    assert sorted(lengths) == [lengths[place] for places in batch.groups for place in places]
 
 
-def test_logits_are_arranged_as_their_pairs_were():
-    batch = collate_lists(lists_of([2, 3, 1]), [np.array([4, 2, 3]), np.array([5]), np.array([1, 0])], pad_id=99)
-    logits_P = torch.from_numpy(batch.inputs["input_ids"][:, 0]).float().requires_grad_()
-    scores_QN = batch.arrange(logits_P)
-    assert torch.equal(scores_QN[batch.mask_QN], batch.labels_QN[batch.mask_QN]), "a pair's number is its label too"
-    assert scores_QN[~batch.mask_QN].abs().sum() == 0
-    scores_QN.square().sum().backward()
-    assert torch.equal(logits_P.grad, 2 * logits_P)
+@pytest.mark.parametrize("group", [1, 4, 100])
+def test_logits_of_groups_are_arranged_as_their_pairs_were(group):
+    lists = lists_of([2, 3, 1])
+    batch = collate_lists(lists, [np.array([4, 2, 3]), np.array([5]), np.array([1, 0])], group)
+    numbers = [torch.from_numpy(batch.rows_P[places]).float() for places in batch.groups]
+    logits = [torch.stack([number_P, 1 - number_P], dim=1).requires_grad_() for number_P in numbers]
+    logits_QNC = batch.arrange(logits)
+    labels = batch.labels_QN[batch.mask_QN]
+    assert torch.equal(logits_QNC[batch.mask_QN], torch.stack([labels, 1 - labels], dim=1)), "its number is its label"
+    assert logits_QNC[~batch.mask_QN].abs().sum() == 0
+    logits_QNC.square().sum().backward()
+    for logits_PC in logits:
+        assert torch.equal(logits_PC.grad, 2 * logits_PC)
 
 
 def test_lists_are_read_as_they_were_built(tmp_path):
@@ -151,7 +159,7 @@ def test_lists_are_read_as_they_were_built(tmp_path):
             "label": [3.0, None, 0.0],
         }
     )
-    labels = pl.DataFrame({"pair_id": ["3", "2"], "score": [0.5, -1.5]})
+    labels = pl.DataFrame({"pair_id": ["3", "2"], "score": [0.5, -1.5], "logits": [[0.0, 1.0, 2.0], None]})
     pq.write_table(build_lists(pairs, labels), tmp_path / "lists.parquet")
     encoder = tiny_cross_encoder(layers=1)
     lists = read_lists(tmp_path / "lists.parquet", encoder)
@@ -159,5 +167,6 @@ def test_lists_are_read_as_they_were_built(tmp_path):
     assert [rows.tolist() for rows in lists.rows] == [[0, 1], [2]]
     np.testing.assert_array_equal(lists.labels_P, np.array([3.0, 0.0, NAN], dtype=np.float32))
     np.testing.assert_array_equal(lists.scores_P, np.array([NAN, 0.5, -1.5], dtype=np.float32))
+    np.testing.assert_array_equal(lists.logits_PC, np.array([[NAN] * 3, [0, 1, 2], [NAN] * 3], dtype=np.float32))
     assert encoder.tokenizer.decode(lists.tokens.input_ids[1]) == "[CLS] drill [SEP] oak [SEP]"
     assert math.isnan(lists.labels_P[2])

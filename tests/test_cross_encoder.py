@@ -151,7 +151,7 @@ def test_a_model_of_two_classes_scores_by_their_difference(copied):
     two = load_cross_encoder(copied, "test")
     assert torch_scorer(two, "cpu", "float32", 512).score(["drill"], ["lamp"]) == pytest.approx(one, abs=1e-5)
     assert from_layers(two, 1, 32).model.config.num_labels == 1, "a student scores"
-    refusal(copied, fresh_head=True)
+    assert load_cross_encoder(copied, "test", fresh_head=True).model.config.num_labels == 1, "one to fine-tune scores"
 
 
 def without(folder, prefix: str) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from builders import judgement, tiny_cross_encoder, write_jsonl
@@ -26,6 +27,7 @@ from rankstill.model_config import Schedule
 from rankstill.rankers import load_ranker
 from rankstill.registry import Registry
 from rankstill.scoring import torch_scorer
+from rankstill.students.cross import add_grades
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "jobs" / "configs" / "tiny.yaml"
@@ -117,6 +119,22 @@ def test_each_list_takes_the_member_that_agrees_with_its_judgements(cluster, tmp
         for frame in (by_mean, chosen)
     ]
     assert accuracies[1] > accuracies[0] + 0.02
+
+
+def test_labels_keep_the_logits_of_a_teacher_that_grades(cluster, tmp_path, two_teachers):
+    teacher = tiny_cross_encoder(max_length=64)
+    add_grades(teacher.model, 2)  # its own score becomes a third grade
+    teacher.model.config.id2label = {grade: str(grade) for grade in range(3)}
+    teacher.save(tmp_path / "graded")
+    ready = [f"teacher.model={tmp_path / 'graded'}", "teacher.ensemble=[]"]
+    pairs = listed_pairs(run_until(load_config(TINY, [*two_teachers, *ready]), "label"))
+    queries, texts = pairs["query"].to_list(), pairs["text"].to_list()
+    graded = load_cross_encoder(tmp_path / "graded", "test", 64)
+    logits = torch_scorer(graded, "cpu", "float32", 512, grades=True).score(queries, texts)
+    assert np.array(pairs["logits"].to_list()) == pytest.approx(logits, abs=1e-4)
+    scores = torch_scorer(graded, "cpu", "float32", 512).score(queries, texts)
+    assert pairs["score"].to_numpy() == pytest.approx(scores, abs=1e-4)
+    assert scores.std() > 0.01
 
 
 def test_a_sentence_encoder_teaches_alone(cluster, tmp_path, two_teachers):

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from rankstill.errors import ConfigError
 from rankstill.model_config import Distill
 from rankstill.objective import Objective
 
@@ -164,3 +165,37 @@ def test_a_list_on_which_the_teacher_is_wrong_leans_on_the_judgements():
     assert right == near(0.8 * soft[0] + 0.2 * LISTWISE)
     assert wrong == near(LISTWISE)
     assert unjudged == near(0.8 * soft[2])
+
+
+LOGITS = torch.tensor([[[0.0, log(3), 0.0], [0.0, 0.0, log(2)]]])  # 1/5 3/5 1/5 and 1/4 1/4 1/2
+GRADES_OF_TEACHER = torch.zeros(1, 2, 3)
+
+
+def test_the_second_head_learns_judged_grades_and_the_teachers():
+    labels = torch.tensor([[1.5, NAN]])  # the middle one of three grades up to 3
+    hard = -log(3 / 5)
+    first, second = (sum(-log(3 * share) / 3 for share in shares) for shares in ((0.2, 0.6, 0.2), (0.25, 0.25, 0.5)))
+
+    def loss(teacher: torch.Tensor, **settings: Any) -> list[float]:
+        return Objective(distill(grades=settings), 3.0).grading(LOGITS, labels, teacher, REAL).tolist()
+
+    assert loss(GRADES_OF_TEACHER, weight=2.0) == [near(2 * hard)]
+    assert loss(GRADES_OF_TEACHER, weight=1.0, alpha=1.0) == [near((first + second) / 2)]
+    assert loss(GRADES_OF_TEACHER, weight=0.5, alpha=0.25) == [near(0.5 * (0.25 * (first + second) / 2 + 0.75 * hard))]
+    absent = GRADES_OF_TEACHER.clone()
+    absent[0, 1] = NAN
+    assert loss(absent, weight=1.0, alpha=1.0) == [near(first)]
+
+
+def test_the_second_head_has_a_temperature_of_its_own():
+    settings = {"temperature": 5.0, "grades": {"weight": 1.0, "alpha": 1.0, "temperature": 2.0}}
+    wide = Objective(distill(**settings), 3.0).grading(2 * LOGITS, LABELS, GRADES_OF_TEACHER, REAL)
+    settings["grades"]["temperature"] = 1.0
+    narrow = Objective(distill(**settings), 3.0).grading(LOGITS, LABELS, GRADES_OF_TEACHER, REAL)
+    assert wide.tolist() == pytest.approx((4 * narrow).tolist())
+
+
+def test_a_teacher_of_other_grades_is_named():
+    objective = Objective(distill(grades={"alpha": 0.5}), 3.0)
+    with pytest.raises(ConfigError, match=r"student\.grades is 3, .* logits of 2 grades; give that number"):
+        objective.grading(LOGITS, LABELS, torch.zeros(1, 2, 2), REAL)

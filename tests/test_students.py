@@ -1,10 +1,13 @@
 import pytest
 import torch
-from builders import tiny_cross_encoder
+from builders import made_up_pairs, tiny_cross_encoder
+from pydantic import ValidationError
 
+from rankstill.artifacts import export_artifact
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import ConfigError, ModelError
 from rankstill.model_config import RandomModel, Student
+from rankstill.scoring import torch_scorer
 from rankstill.students import make_student
 from rankstill.students.cross import from_layers, pick_layers
 
@@ -115,3 +118,24 @@ def test_the_teachers_student_takes_its_layers(teacher):
     assert (
         make_student(Student(init="teacher", layers=2, max_length=32), teacher, 0).model.config.num_hidden_layers == 2
     )
+
+
+def test_a_second_head_leaves_the_score_as_it_is(teacher, tmp_path):
+    plain = make_student(Student(layers=2), teacher, seed=0)
+    graded = make_student(Student(layers=2, grades=4), teacher, seed=0)
+    assert (plain.grades, graded.grades) == (0, 4)
+    export_artifact(graded, tmp_path, {}, ["title"])  # compares what ONNX Runtime gives
+    loaded = load_cross_encoder(tmp_path, "test")
+    assert loaded.grades == 4
+    queries, texts = made_up_pairs(9)
+    expected = torch_scorer(plain, "cpu", "float32", 512).score(queries, texts)
+    assert torch_scorer(loaded, "cpu", "float32", 512).score(queries, texts) == pytest.approx(expected, abs=1e-5)
+    logits = torch_scorer(loaded, "cpu", "float32", 512, grades=True).score(queries, texts)
+    assert logits.shape == (9, 4)
+    assert logits.std() > 0
+
+
+@pytest.mark.parametrize("settings", [{"grades": 1}, {"grades": 3, "family": "late"}])
+def test_grades_that_can_not_be(settings):
+    with pytest.raises(ValidationError, match=r"give 2 or more, of family cross, or 0"):
+        Student(**settings)

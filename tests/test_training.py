@@ -20,10 +20,11 @@ from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.data import build_lists
 from rankstill.encoders import random_model, random_tokenizer
 from rankstill.errors import RunError
-from rankstill.model_config import Features, RandomModel, Schedule, Train
+from rankstill.model_config import Distill, Features, Grades, RandomModel, Schedule, Train
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
 from rankstill.scoring import torch_scorer
+from rankstill.students.cross import add_grades
 from rankstill.training import NOT_MEASURED
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -162,6 +163,26 @@ def test_a_student_learns_from_the_inside_of_its_teacher(tmp_path):
     assert [epoch["steps"] for epoch in history(out)] == [4, 4, 4, 4, 4, 2], "max_steps ends it"
     weights = load_file(out / "model.safetensors")
     assert set(weights) == set(load_file(tmp_path / "teacher" / "model.safetensors")), "projections stay behind"
+
+
+def test_a_second_head_learns_the_teachers_grades(tmp_path):
+    train_pairs = pairs(16, "train")
+    relevant = train_pairs["label"].to_numpy() > 0
+    logits = [[0.0, 2.0, 8.0] if high else [8.0, 2.0, 0.0] for high in relevant]
+    labels = pl.DataFrame({"pair_id": train_pairs["pair_id"], "score": np.zeros(len(relevant)), "logits": logits})
+    student = tiny_encoder()
+    add_grades(student.model, 3)
+    grades = Grades(weight=1.0, alpha=Schedule(start=1.0, end=1.0), temperature=Schedule(start=2.0, end=2.0))
+    objective = Objective(Distill(pointwise=0.0, grades=grades), label_max=3.0)
+    train = Train(epochs=12, lists=4, learning_rate=1e-2, patience=12, dropout=0.0)
+    given = plan("grades", train, objective)
+    given = dataclasses.replace(given, train_lists=build_lists(train_pairs, labels), best=False)
+    out = tmp_path / "out"
+    out.mkdir()
+    fit(run_in(tmp_path, 1), student, given, out)
+    scorer = torch_scorer(load_cross_encoder(out, "test"), "cpu", "float32", 512, grades=True)
+    found = scorer.score(train_pairs["query"].to_list(), train_pairs["text"].to_list())
+    assert ((found.argmax(axis=1) == 2) == relevant).mean() > 0.9
 
 
 def test_a_diverged_training_ends_with_its_reason(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rankstill.cross_encoder import CrossEncoder, TokenisedPairs, collate
+from rankstill.cross_encoder import CrossEncoder, TokenisedPairs
 from rankstill.errors import ConfigError
 from rankstill.model_config import Train
 
@@ -31,28 +31,40 @@ class TokenisedLists:
     """query_id, item_id, label and score of each row."""
     labels_P: NDArray[np.float32]
     scores_P: NDArray[np.float32]
+    logits_PC: NDArray[np.float32]
+    """The teacher's logits of grades; C is 0 where it gives none."""
 
 
 @dataclass(frozen=True)
 class ListBatch:
-    """Lists side by side: inputs of P pairs, and their places in [Q, N]."""
+    """Lists side by side: P pairs, and their places in [Q, N]."""
 
-    inputs: dict[str, NDArray[np.int64]]
+    rows_P: Rows
+    """Row numbers of the pairs."""
+    groups: list[NDArray[np.int64]]
+    """Places in `rows_P` that one forward pass takes, pairs of about the same length together."""
     mask_QN: Tensor
     labels_QN: Tensor
     teacher_QN: Tensor
+    grades_QNC: Tensor
+    """The teacher's logits of grades."""
 
-    def arrange(self, logits_P: Tensor) -> Tensor:
-        """Scores of the pairs in their places, [Q, N], zero where padded."""
-        mask_QN = self.mask_QN.to(logits_P.device)
-        return torch.zeros(mask_QN.shape, dtype=logits_P.dtype, device=logits_P.device).masked_scatter(
-            mask_QN, logits_P
-        )
+    def arrange(self, logits: Sequence[Tensor]) -> Tensor:
+        """The logits of each group, [P', C], in the pairs' places, [Q, N, C], zero where padded."""
+        joined_PC = torch.cat(list(logits))
+        order_P = torch.from_numpy(np.argsort(np.concatenate(self.groups))).to(joined_PC.device)
+        mask_QN = self.mask_QN.to(joined_PC.device)
+        empty_QNC = joined_PC.new_zeros(*mask_QN.shape, joined_PC.shape[1])
+        return empty_QNC.index_put((mask_QN,), joined_PC[order_P])
 
 
 def read_lists(path: Path, encoder: CrossEncoder) -> TokenisedLists:
     """Read a Parquet table of lists (schema LISTS) and tokenise its pairs."""
     pairs = pl.read_parquet(path).explode("items").unnest("items")
+    given = pairs["logits"].drop_nulls()
+    grades = len(given[0]) if len(given) else 0
+    logits_PC = np.full((pairs.height, grades), np.nan, dtype=np.float32)
+    logits_PC[pairs["logits"].is_not_null().to_numpy()] = given.to_list() or 0.0
     counts = pairs.group_by("query_id", maintain_order=True).len()["len"].to_numpy().astype(np.int64)
     ends = np.cumsum(counts)
     return TokenisedLists(
@@ -61,6 +73,7 @@ def read_lists(path: Path, encoder: CrossEncoder) -> TokenisedLists:
         pairs=pairs.select("query_id", "item_id", "label", "score"),
         labels_P=pairs["label"].cast(pl.Float32).fill_null(np.nan).to_numpy(),
         scores_P=pairs["score"].cast(pl.Float32).fill_null(np.nan).to_numpy(),
+        logits_PC=logits_PC,
     )
 
 
@@ -96,15 +109,20 @@ def plan_epoch(lists: TokenisedLists, train: Train, epoch: int, workers: int) ->
     return [[parts[number] for number in steps[place]] for place in generator.permutation(len(steps))]
 
 
-def collate_lists(lists: TokenisedLists, parts: Sequence[Rows], pad_id: int) -> ListBatch:
-    """Candidate lists as one batch of pairs and its [Q, N] frames."""
+def collate_lists(lists: TokenisedLists, parts: Sequence[Rows], group: int) -> ListBatch:
+    """Candidate lists as one batch of pairs, in groups of about `group` pairs, and its [Q, N] frames."""
     longest = max(map(len, parts))
     mask_QN = np.zeros((len(parts), longest), dtype=np.bool_)
     labels_QN = np.full((len(parts), longest), np.nan, dtype=np.float32)
     teacher_QN = np.full((len(parts), longest), np.nan, dtype=np.float32)
+    grades_QNC = np.full((len(parts), longest, lists.logits_PC.shape[1]), np.nan, dtype=np.float32)
     for place, rows in enumerate(parts):
         mask_QN[place, : len(rows)] = True
         labels_QN[place, : len(rows)] = lists.labels_P[rows]
         teacher_QN[place, : len(rows)] = lists.scores_P[rows]
-    inputs = collate(lists.tokens, np.concatenate(list(parts)).tolist(), pad_id)
-    return ListBatch(inputs, torch.from_numpy(mask_QN), torch.from_numpy(labels_QN), torch.from_numpy(teacher_QN))
+        grades_QNC[place, : len(rows)] = lists.logits_PC[rows]
+    rows_P = np.concatenate(list(parts))
+    by_length = np.argsort(lists.tokens.lengths_B[rows_P], kind="stable")
+    groups = np.array_split(by_length, max(1, round(len(rows_P) / group)))
+    frames = (torch.from_numpy(frame) for frame in (mask_QN, labels_QN, teacher_QN, grades_QNC))
+    return ListBatch(rows_P, groups, *frames)

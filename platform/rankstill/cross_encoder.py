@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from rankstill.errors import ModelError
 from rankstill.towers import TowerModel
 
 Ids = NDArray[np.int32]
+SCORE = "score"
+"""What the config of a model with two heads calls its first logit; grades, worst first, are the others."""
 LONGEST_TOKEN = 32
 """Characters that one token stands for, at most; longer ones are left out of account."""
 TOKENISER_PAIRS = 8192
@@ -45,7 +48,10 @@ class TokenisedPairs:
 
 @dataclass(frozen=True)
 class CrossEncoder:
-    """A sequence classifier with one logit, or with one for each graded class, and its tokenizer."""
+    """A sequence classifier and its tokenizer.
+
+    It has one logit, or one for each grade, worst first; or, with two heads, a score before those of grades.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -82,6 +88,22 @@ class CrossEncoder:
         return self.model.encoder if isinstance(self.model, TowerModel) else self.model
 
     @property
+    def grades(self) -> int:
+        """Grades that it tells apart; 0 where it only scores."""
+        return len(self._labels) - self.scores
+
+    @property
+    def scores(self) -> bool:
+        """Whether its first logit is a score."""
+        return len(self._labels) == 1 or self._labels[0] == SCORE
+
+    @property
+    def _labels(self) -> dict[int, str]:
+        """Names of the logits."""
+        labels: Any = self.model.config.id2label  # declared with keys of another type
+        return labels
+
+    @property
     def layers(self) -> int:
         """Transformer layers."""
         return self.model.config.num_hidden_layers
@@ -92,20 +114,20 @@ def load_cross_encoder(
 ) -> CrossEncoder:
     """Load a folder or Hugging Face name. Weights come from safetensors only, and no remote code is run.
 
-    `max_length` of None takes the tokenizer's own. A `fresh_head` may be missing in the weights, as in an encoder
-    that is about to be fine-tuned; it is drawn from torch's generator.
+    `max_length` of None takes the tokenizer's own. A `fresh_head` may be missing in the weights, or have more than one
+    logit there, as in a model that is about to be fine-tuned; it is drawn from torch's generator.
 
     Raises:
         ModelError: not a usable model, or no trained head where `fresh_head` is false.
     """
     folder = find_encoder(str(name), field)
     tokenizer = load_tokenizer(folder, field)
-    options = {"num_labels": 1} if fresh_head else {}
+    options = {"num_labels": 1, "ignore_mismatched_sizes": True} if fresh_head else {}
     with loading(name, field):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder, output_loading_info=True, **WEIGHTS, **options
         )
-    missing = sorted(report["missing_keys"])
+    missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if missing and not (fresh_head and all(_is_head(key) for key in missing)):
         raise ModelError(
             f"{field}: {str(name)!r} lacks the weights {', '.join(missing[:3])}; it is no trained cross-encoder,"

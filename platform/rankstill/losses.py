@@ -51,12 +51,12 @@ def listwise_softmax(scores_QN: Tensor, labels_QN: Tensor, mask_QN: Tensor) -> T
 def pointwise_bce(scores_QN: Tensor, targets_QN: Tensor, mask_QN: Tensor) -> Tensor:
     """Mean binary cross-entropy of sigmoid(score) against a target in [0, 1], over each list's real candidates."""
     terms = functional.binary_cross_entropy_with_logits(scores_QN, targets_QN, reduction="none")
-    return _masked_mean(terms, mask_QN)
+    return masked_mean(terms, mask_QN)
 
 
 def pointwise_mse(scores_QN: Tensor, targets_QN: Tensor, mask_QN: Tensor) -> Tensor:
     """Mean of (score - target)^2 over each list's real candidates."""
-    return _masked_mean((scores_QN - targets_QN).square(), mask_QN)
+    return masked_mean((scores_QN - targets_QN).square(), mask_QN)
 
 
 def class_cross_entropy(logits_QNC: Tensor, classes_QN: Tensor, mask_QN: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def class_cross_entropy(logits_QNC: Tensor, classes_QN: Tensor, mask_QN: Tensor)
     """
     logs_QNC = functional.log_softmax(logits_QNC, dim=-1)
     chosen = classes_QN.long().masked_fill(~mask_QN, 0).unsqueeze(-1)
-    return _masked_mean(-logs_QNC.gather(-1, chosen).squeeze(-1), mask_QN)
+    return masked_mean(-logs_QNC.gather(-1, chosen).squeeze(-1), mask_QN)
 
 
 def ranknet(scores_QN: Tensor, labels_QN: Tensor, mask_QN: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def ranknet(scores_QN: Tensor, labels_QN: Tensor, mask_QN: Tensor) -> Tensor:
     """
     better_QNN = _better(labels_QN, mask_QN)
     terms_QNN = functional.softplus(-_differences(scores_QN, mask_QN))
-    return _masked_mean(terms_QNN.flatten(1), better_QNN.flatten(1))
+    return masked_mean(terms_QNN.flatten(1), better_QNN.flatten(1))
 
 
 def lambda_loss(scores_QN: Tensor, labels_QN: Tensor, mask_QN: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def agreement(scores_QN: Tensor, labels_QN: Tensor, mask_QN: Tensor) -> Tensor:
     """
     better_QNN = _better(labels_QN, mask_QN)
     right_QNN = 0.5 + 0.5 * _all_differences(scores_QN.masked_fill(~mask_QN, 0.0)).sign()
-    share_Q = _masked_mean(right_QNN.flatten(1), better_QNN.flatten(1))
+    share_Q = masked_mean(right_QNN.flatten(1), better_QNN.flatten(1))
     return share_Q.where(better_QNN.flatten(1).any(dim=-1), torch.ones_like(share_Q))
 
 
@@ -163,5 +163,6 @@ def _masked_sum(terms_QN: Tensor, mask_QN: Tensor) -> Tensor:
     return terms_QN.masked_fill(~mask_QN, 0.0).sum(dim=-1)
 
 
-def _masked_mean(terms_QN: Tensor, mask_QN: Tensor) -> Tensor:
+def masked_mean(terms_QN: Tensor, mask_QN: Tensor) -> Tensor:
+    """Mean over each list's candidates in `mask_QN`, [Q]; zero where there are none."""
     return _masked_sum(terms_QN, mask_QN) / mask_QN.sum(dim=-1).clamp_min(1)

@@ -149,10 +149,20 @@ class Student(Section):
     """Vectors of an item, of family late."""
     width: int = Field(default=0, ge=0, le=1024)
     """Width of vectors, of families bi and late; 0 keeps the encoder's."""
+    grades: int = Field(default=0, ge=0, le=32)
+    """Grades that a second head tells apart beside the score, of family cross; 0 is no second head."""
     random: RandomModel = RandomModel()
     """Its shape where `init` is "random"."""
     max_length: int = Field(default=96, ge=8)
     """Tokens of a pair; what is longer is truncated."""
+
+    @model_validator(mode="after")
+    def _gradable(self) -> "Student":
+        if self.grades == 1 or (self.grades and self.family != "cross"):
+            raise ValueError(
+                f"grades is {self.grades} of family {self.family!r}; give 2 or more, of family cross, or 0"
+            )
+        return self
 
 
 class Features(Section):
@@ -214,11 +224,32 @@ class Schedule(Section):
         return self.start + (self.end - self.start) * share
 
 
+def _in_range(value: Schedule, info: ValidationInfo) -> Schedule:
+    low, high = (0.001, 1000.0) if info.field_name == "temperature" else (0.0, 1.0)
+    for number in (value.start, value.end):
+        if not low <= number <= high:
+            raise ValueError(f"{number:g} is out of range; give {low:g} to {high:g}")
+    return value
+
+
+class Grades(Section):
+    """The loss of the second head: weight * (alpha * T^2 * KL over the grades + (1 - alpha) * cross-entropy)."""
+
+    weight: float = Field(default=0.5, ge=0)
+    """Its weight beside that of the score."""
+    temperature: Schedule = Schedule(start=1.0, end=1.0)
+    """Temperature of its soft part, of its own."""
+    alpha: Schedule = Schedule(start=0.0, end=0.0)
+    """Weight of its soft part, for which the teacher must tell the same grades apart."""
+
+    _in_range = field_validator("temperature", "alpha")(_in_range)
+
+
 class Distill(Section):
     """The student's loss, per list with student scores s, teacher scores t and labels y.
 
     alpha * T^2 * kl(t/T, s/T) + (1 - alpha) * hard(s, y) + pointwise * BCE(s, t) + margin * MarginMSE(s, t) +
-    the terms of `features`.
+    the terms of `features` + those of `grades`.
     """
 
     temperature: Schedule = Schedule(start=1.0, end=1.0)
@@ -238,12 +269,7 @@ class Distill(Section):
     """Weight of MarginMSE: differences of scores are to be the teacher's."""
     features: Features = Features()
     """Terms on hidden states, attention and relations, for which the teacher runs beside the student."""
+    grades: Grades = Grades()
+    """The second head's, where student.grades gives it one."""
 
-    @field_validator("temperature", "alpha")
-    @classmethod
-    def _in_range(cls, value: Schedule, info: ValidationInfo) -> Schedule:
-        low, high = (0.001, 1000.0) if info.field_name == "temperature" else (0.0, 1.0)
-        for number in (value.start, value.end):
-            if not low <= number <= high:
-                raise ValueError(f"{number:g} is out of range; give {low:g} to {high:g}")
-        return value
+    _in_range = field_validator("temperature", "alpha")(_in_range)

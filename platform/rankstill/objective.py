@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankstill.errors import ConfigError
 from rankstill.losses import (
     agreement,
+    class_cross_entropy,
     lambda_loss,
     listwise_softmax,
     margin_mse,
+    masked_mean,
     pointwise_bce,
     pointwise_mse,
     ranknet,
@@ -72,6 +75,37 @@ class Objective:
         if wanted.margin:
             loss_Q = loss_Q + wanted.margin * margin_mse(scores_QN, teacher_QN, labelled_QN)
         return loss_Q
+
+    def grading(
+        self, logits_QNC: Tensor, labels_QN: Tensor, teacher_QNC: Tensor, mask_QN: Tensor, progress: float = 0.0
+    ) -> Tensor:
+        """Loss of the second head, which tells C grades apart, for each list, [Q].
+
+        weight * (alpha * T^2 * KL over grades + (1 - alpha) * cross-entropy), means over the candidates that have
+        logits of the teacher, or a judgement. A judgement's grade is label / label_max * (C - 1), rounded.
+
+        Raises:
+            ConfigError: the teacher tells another number of grades apart.
+        """
+        wanted, grades = self.distill.grades, logits_QNC.shape[-1]
+        alpha, temperature = wanted.alpha.at(progress), wanted.temperature.at(progress)
+        loss_Q = torch.zeros_like(logits_QNC[:, 0, 0])
+        if alpha < 1.0:
+            judged_QN = mask_QN & ~labels_QN.isnan()
+            classes_QN = (labels_QN.nan_to_num(0.0) / self.label_max * (grades - 1)).round().clamp(0, grades - 1)
+            loss_Q = loss_Q + (1.0 - alpha) * class_cross_entropy(logits_QNC, classes_QN, judged_QN)
+        if alpha:
+            if teacher_QNC.shape[-1] != grades:
+                raise ConfigError(
+                    f"student.grades is {grades}, but the teacher's labels have logits of {teacher_QNC.shape[-1]}"
+                    " grades; give that number, or set distill.grades.alpha to 0"
+                )
+            graded_QN = mask_QN & ~teacher_QNC.isnan().any(dim=-1)
+            every = torch.ones_like(logits_QNC, dtype=torch.bool).flatten(0, 1)
+            pairs = logits_QNC.flatten(0, 1), teacher_QNC.nan_to_num(0.0).flatten(0, 1)
+            terms_QN = soft_kl(*pairs, every, temperature, self.distill.kl).view(mask_QN.shape)
+            loss_Q = loss_Q + alpha * temperature**2 * masked_mean(terms_QN, graded_QN)
+        return wanted.weight * loss_Q
 
     def _hard(self, scores_QN: Tensor, labels_QN: Tensor, graded_QN: Tensor, judged_QN: Tensor) -> Tensor:
         if self.distill.hard == "bce":

@@ -32,10 +32,11 @@ LABELS = pa.schema(
         pa.field("query", pa.string(), nullable=False),
         pa.field("item_id", pa.string(), nullable=False),
         pa.field("score", pa.float32(), nullable=False),
+        pa.field("logits", pa.list_(pa.float32())),
         pa.field("labelled_at", pa.timestamp("ms", tz="UTC"), nullable=False),
     ]
 )
-"""Soft labels of one teacher: its logit for each pair."""
+"""Soft labels of one teacher: its score for each pair, and the logits of grades, worst first, where it gives them."""
 
 LISTS = pa.schema(
     [
@@ -50,6 +51,7 @@ LISTS = pa.schema(
                         pa.field("text", pa.string()),
                         pa.field("label", pa.float32()),
                         pa.field("score", pa.float32()),
+                        pa.field("logits", pa.list_(pa.float32())),
                     ]
                 )
             ),
@@ -57,7 +59,7 @@ LISTS = pa.schema(
         ),
     ]
 )
-"""Candidate lists: the items of one query, with judgement and teacher score where there are any."""
+"""Candidate lists: the items of one query, with judgement, teacher score and logits where there are any."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from rankstill.losses import expected_gain_logit
 Floats = NDArray[np.float32]
 Batch = dict[str, NDArray[np.int64]]
 Forward = Callable[[Batch], Floats]
-"""A runtime: a collated batch to logits [B]."""
+"""A runtime: a collated batch to scores [B], or to logits [B, C] of grades."""
 
 
 class PairScorer:
@@ -46,23 +46,22 @@ class PairScorer:
         return len(self.tokenise([query], [""]).input_ids[0])
 
     def score_tokens(self, pairs: TokenisedPairs) -> Floats:
-        """Logits of tokenised pairs, [B], in their order.
+        """What the runtime gives for tokenised pairs, [B] or [B, C], in their order.
 
         Raises:
-            RunError: a logit that is not finite.
-
+            RunError: a number that is not finite.
         """
-        scores_B = np.empty(len(pairs.input_ids), dtype=np.float32)
-        for rows in plan_batches(pairs.lengths_B, self._token_budget):
-            scores_B[rows] = self._forward(collate(pairs, rows.tolist(), self._pad_id))
-        if not np.isfinite(scores_B).all():
-            place = int(np.flatnonzero(~np.isfinite(scores_B))[0])
+        batches = plan_batches(pairs.lengths_B, self._token_budget)
+        found = np.concatenate([self._forward(collate(pairs, rows.tolist(), self._pad_id)) for rows in batches])
+        scores = found[np.argsort(np.concatenate(batches))]
+        if not np.isfinite(scores).all():
+            place = int(np.argwhere(~np.isfinite(scores))[0, 0])
             text = self._tokenizer.decode(pairs.input_ids[place])[:120]
-            raise RunError(f"score {scores_B[place]} of the pair {text!r} is not finite; use precision float32")
-        return scores_B
+            raise RunError(f"score {scores[place]} of the pair {text!r} is not finite; use precision float32")
+        return scores
 
     def score(self, queries: Sequence[str], texts: Sequence[str]) -> Floats:
-        """Logits of pairs, [B], in their order."""
+        """Scores of pairs, [B], in their order."""
         if not len(queries):
             return np.empty(0, dtype=np.float32)
         return self.score_tokens(self.tokenise(queries, texts))
@@ -79,21 +78,23 @@ def plan_batches(lengths_B: NDArray[np.int64], token_budget: int) -> list[NDArra
     return batches
 
 
-def torch_forward(encoder: CrossEncoder, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Forward:
-    """Run a model in torch; scores come back as float32."""
+def torch_forward(
+    encoder: CrossEncoder, device: str = "cpu", dtype: torch.dtype = torch.float32, grades: bool = False
+) -> Forward:
+    """Run a model in torch; scores, or the logits of its grades, come back as float32."""
     model: Any = encoder.model  # `to` is wrapped in a way that hides its signature
     model = model.to(device=torch.device(device), dtype=dtype).eval()
 
     def forward(batch: Batch) -> Floats:
         with torch.inference_mode():
-            return one_logit(model(**model_inputs(model, batch)).logits.float()).cpu().numpy()
+            logits_BC = model(**model_inputs(model, batch)).logits.float()
+            if grades:
+                found = logits_BC[:, -encoder.grades :]
+            else:
+                found = logits_BC[:, 0] if encoder.scores else expected_gain_logit(logits_BC)
+            return found.cpu().numpy()
 
     return forward
-
-
-def one_logit(logits_BC: torch.Tensor) -> torch.Tensor:
-    """The score of each pair, [B]: its logit, or that of the expected gain where there are graded classes."""
-    return logits_BC[:, 0] if logits_BC.shape[1] == 1 else expected_gain_logit(logits_BC)
 
 
 def onnx_forward(path: Path, threads: int = 0) -> Forward:
@@ -105,8 +106,8 @@ def onnx_forward(path: Path, threads: int = 0) -> Forward:
     names = {entry.name for entry in session.get_inputs()}
 
     def forward(batch: Batch) -> Floats:
-        (logits_B1,) = session.run(["logits"], {name: batch[name] for name in names})
-        return np.asarray(logits_B1, dtype=np.float32)[:, 0]
+        (logits_BC,) = session.run(["logits"], {name: batch[name] for name in names})
+        return np.asarray(logits_BC, dtype=np.float32)[:, 0]
 
     return forward
 
@@ -121,8 +122,10 @@ def is_bfloat16(precision: str, device: str) -> bool:
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
-def torch_scorer(encoder: CrossEncoder, device: str, precision: str, token_budget: int) -> PairScorer:
-    """A scorer in torch; for `precision` see `is_bfloat16`."""
+def torch_scorer(
+    encoder: CrossEncoder, device: str, precision: str, token_budget: int, grades: bool = False
+) -> PairScorer:
+    """A scorer in torch, of logits [B, C] where `grades` are wanted; for `precision` see `is_bfloat16`."""
     dtype = torch.bfloat16 if is_bfloat16(precision, device) else torch.float32
-    forward = torch_forward(encoder, device, dtype)
+    forward = torch_forward(encoder, device, dtype, grades)
     return PairScorer(forward, encoder.tokenizer, encoder.max_length, token_budget)

@@ -30,6 +30,8 @@ from rankstill.scoring import plan_batches
 METRIC = "ndcg@10"
 """What validation chooses by: the mean over validation queries."""
 EVAL_TOKENS = 8192
+CPU_GROUP = 32
+"""Pairs of one forward pass on a CPU, which is kept busy by them, and pays for padding with time."""
 COURSE = "course.json"
 NOT_MEASURED = -1.0
 """Metric of a checkpoint within an epoch, which is never the best."""
@@ -153,6 +155,8 @@ class Learner:
     ) -> None:
         self._engine, self._encoder, self._lists, self._job, self._steps = engine, encoder, lists, job, steps
         self._matcher = matcher
+        one_pass = matcher is not None or job.device != "cpu" or job.train.zero_stage == 3
+        self._group = 1 << 30 if one_pass else CPU_GROUP
         self._teacher_tokens = None
         if matcher is not None and not matcher.same_tokens:
             self._teacher_tokens = read_lists(Path(job.train_lists), matcher.teacher).tokens
@@ -181,20 +185,27 @@ class Learner:
         return total
 
     def _loss(self, parts: list[np.ndarray]) -> torch.Tensor:
-        batch = collate_lists(self._lists, parts, self._encoder.pad_id)
+        batch = collate_lists(self._lists, parts, self._group)
         options = self._matcher.options if self._matcher else {}
-        outputs = self._engine(**model_inputs(self._engine.module, batch.inputs), **options)
-        logits_P = outputs.logits[:, 0].float()
-        labels_QN, teacher_QN, mask_QN = (
-            frame.to(logits_P.device) for frame in (batch.labels_QN, batch.teacher_QN, batch.mask_QN)
+        passes = []
+        for places in batch.groups:
+            inputs = collate(self._lists.tokens, batch.rows_P[places].tolist(), self._encoder.pad_id)
+            passes.append(self._engine(**model_inputs(self._engine.module, inputs), **options))
+        logits_QNC = batch.arrange([outputs.logits.float() for outputs in passes])
+        labels_QN, teacher_QN, mask_QN, grades_QNC = (
+            frame.to(logits_QNC.device)
+            for frame in (batch.labels_QN, batch.teacher_QN, batch.mask_QN, batch.grades_QNC)
         )
-        progress = self._engine.global_steps / self._steps
-        loss = self._job.objective(batch.arrange(logits_P), labels_QN, teacher_QN, mask_QN, progress).mean()
-        if self._matcher:
-            inputs = batch.inputs
-            if self._teacher_tokens is not None:
-                inputs = collate(self._teacher_tokens, np.concatenate(parts).tolist(), self._matcher.teacher.pad_id)
-            loss = loss + self._matcher.loss(outputs, inputs)
+        objective, progress = self._job.objective, self._engine.global_steps / self._steps
+        loss_Q = objective(logits_QNC[..., 0], labels_QN, teacher_QN, mask_QN, progress)
+        if self._encoder.grades:
+            loss_Q = loss_Q + objective.grading(logits_QNC[..., 1:], labels_QN, grades_QNC, mask_QN, progress)
+        loss = loss_Q.mean()
+        if self._matcher:  # which has everything in one pass
+            rows = batch.rows_P[batch.groups[0]].tolist()
+            tokens = self._teacher_tokens or self._lists.tokens
+            inputs = collate(tokens, rows, self._matcher.teacher.pad_id)
+            loss = loss + self._matcher.loss(passes[0], inputs)
         return loss
 
 

@@ -4,11 +4,13 @@ import copy
 import re
 
 import numpy as np
+import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from rankstill.cross_encoder import CrossEncoder, layer_stack, load_cross_encoder
+from rankstill.cross_encoder import SCORE, CrossEncoder, layer_stack, load_cross_encoder
 from rankstill.encoders import random_model
-from rankstill.errors import ConfigError
+from rankstill.errors import ConfigError, ModelError
 from rankstill.model_config import Student
 
 
@@ -59,6 +61,33 @@ def take_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     weights |= {key: tensor for key, tensor in fresh.items() if tensor.shape != weights[key].shape}
     student.load_state_dict(weights)
     return student
+
+
+def add_grades(model: PreTrainedModel, grades: int) -> None:
+    """Give a model of one logit a second head, beside the first in the same layer: one more logit for each grade.
+
+    Raises:
+        ModelError: a model whose head can't be told.
+    """
+    heads = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == 1
+    ]
+    if len(heads) != 1:
+        raise ModelError(f"student.grades: the head of a {type(model).__name__} can't be told; set it to 0")
+    name, head = heads[0]
+    wider = nn.Linear(head.in_features, 1 + grades, bias=head.bias is not None)
+    with torch.no_grad():
+        wider.weight[:1] = head.weight
+        if head.bias is not None:
+            wider.bias[:1] = head.bias
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, wider)
+    names = [SCORE, *(f"grade {grade}" for grade in range(grades))]
+    model.config.num_labels = len(names)
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {label: place for place, label in enumerate(names)}
 
 
 def pick_layers(depth: int, count: int) -> list[int]:

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rankstill.encoders import LOCAL, WEIGHTS, find_encoder, loading
 from rankstill.errors import ConfigError, ModelError
-from rankstill.losses import expected_gain_logit
 from rankstill.scoring import is_bfloat16, plan_batches
 
 
@@ -30,11 +29,11 @@ class CausalRanker:
         """Number of weights."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    def score(self, queries: Sequence[str], texts: Sequence[str], token_budget: int = 2048) -> NDArray[np.float64]:
-        """Logit of each pair, [B]: log odds of the last of two answers, else that of the expected gain of grades."""
+    def logits(self, queries: Sequence[str], texts: Sequence[str], token_budget: int = 2048) -> NDArray[np.float32]:
+        """Logits of the C answers for each pair, [B, C]."""
         ids = [self._prompt_ids(query, text) for query, text in zip(queries, texts, strict=True)]
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-        scores = np.empty(len(ids), dtype=np.float64)
+        found = np.empty((len(ids), len(self.answer_ids)), dtype=np.float32)
         for rows in plan_batches(lengths, token_budget):
             length = int(lengths[rows].max())
             tokens_BL = torch.zeros(len(rows), length, dtype=torch.long)
@@ -46,8 +45,8 @@ class CausalRanker:
             with torch.inference_mode():
                 logits_BLV = self.model(input_ids=tokens_BL.to(device), attention_mask=mask_BL.to(device)).logits
             last_BV = logits_BLV[torch.arange(len(rows)), torch.from_numpy(lengths[rows] - 1)].float()
-            scores[rows] = expected_gain_logit(last_BV[:, list(self.answer_ids)]).cpu().numpy()
-        return scores
+            found[rows] = last_BV[:, list(self.answer_ids)].cpu().numpy()
+        return found
 
     def _prompt_ids(self, query: str, text: str) -> list[int]:
         """The prompt's tokens; the item's text is cut where they would be too many."""
