@@ -55,7 +55,16 @@ def make_engine(encoder: CrossEncoder, train: Train, device: str, lists_per_work
             "steps_per_print": 1 << 60,
         },
     )
+    if engine.world_size == 1 and train.zero_stage == 0:
+        engine.enable_backward_allreduce = False  # gradients would be copied for nobody
     return engine
+
+
+def one_precision(engine: Any) -> contextlib.AbstractContextManager[None]:
+    """A context in which several forward passes share weights in lower precision, each converted once."""
+    from deepspeed.runtime.torch_autocast import autocast_if_enabled
+
+    return autocast_if_enabled(engine)
 
 
 def _drop_stale_locks() -> None:

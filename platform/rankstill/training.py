@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from rankstill.batches import TokenisedLists, collate_lists, plan_epoch, read_lists
 from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, model_inputs
-from rankstill.engine import load_tensors, make_engine, whole_weights
+from rankstill.engine import load_tensors, make_engine, one_precision, whole_weights
 from rankstill.errors import RunError
 from rankstill.features import PROJECTIONS, FeatureMatcher
 from rankstill.metrics import per_query
@@ -188,9 +188,10 @@ class Learner:
         batch = collate_lists(self._lists, parts, self._group)
         options = self._matcher.options if self._matcher else {}
         passes = []
-        for places in batch.groups:
-            inputs = collate(self._lists.tokens, batch.rows_P[places].tolist(), self._encoder.pad_id)
-            passes.append(self._engine(**model_inputs(self._engine.module, inputs), **options))
+        with one_precision(self._engine):
+            for places in batch.groups:
+                inputs = collate(self._lists.tokens, batch.rows_P[places].tolist(), self._encoder.pad_id)
+                passes.append(self._engine(**model_inputs(self._engine.module, inputs), **options))
         logits_QNC = batch.arrange([outputs.logits.float() for outputs in passes])
         labels_QN, teacher_QN, mask_QN, grades_QNC = (
             frame.to(logits_QNC.device)

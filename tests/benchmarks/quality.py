@@ -151,7 +151,7 @@ def learnt_from(path: Path, recipe: Recipe) -> pl.DataFrame:
         pairs = pairs.with_columns(label=pl.lit(None, pl.Float32))
     if not recipe.soft:
         pairs = pairs.with_columns(score=pl.lit(None, pl.Float32))
-    items = pl.struct("item_id", "text", "label", "score").alias("items")
+    items = pl.struct("item_id", "text", "label", "score", "logits").alias("items")
     return pairs.group_by("query_id", "query", maintain_order=True).agg(items)
 
 

@@ -1,8 +1,8 @@
 """Training speed against sentence-transformers' CrossEncoderTrainer: same model, batch size, optimizer and cores.
 
-    python -m tests.benchmarks.training [--steps 40] [--repeats 3] [--layers 6] [--width 384] [--precision float32]
+    python -m tests.benchmarks.training [--judgements FILE ...] [--steps 40] [--repeats 3] [--precision float32]
 
-Both learn scores of generated pairs, with 128 pairs a step, one after the other in each repeat. What warms up isn't
+Both learn scores of pairs, generated or those of judgement files, with 128 pairs a step, one after the other in each repeat. What warms up isn't
 counted: the peer's first step, our first epoch, after which a second one of as many steps is timed. Both compute in the
 same number format.
 """
@@ -11,6 +11,7 @@ import argparse
 import os
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ import pyarrow as pa
 from jobs.fit import Fit, fit, history
 from jobs.run import Run
 from rankstill.cli import format_table
+from rankstill.config import Data, Shop, Source
 from rankstill.configfile import parse_config
 from rankstill.cross_encoder import CrossEncoder
+from rankstill.data import read_judgements
 from rankstill.model_config import Distill, Train
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
@@ -35,6 +38,7 @@ MAX_LENGTH = 128
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judgements", nargs="*", default=[], metavar="FILE", help="real pairs, of which titles count")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, default=6)
@@ -42,7 +46,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16", "auto"), default="auto")
     arguments = parser.parse_args()
     train = Train(epochs=2, patience=2, lists=LISTS, list_size=LIST_SIZE, dropout=0.1, precision=arguments.precision)
-    lists = scored_lists(arguments.steps)
+    lists = scored_lists(arguments.judgements, arguments.steps)
     rows, ratios = [["repeat", "sentence-transformers pairs/s", "ours pairs/s", "ratio"]], []
     with tempfile.TemporaryDirectory() as folder:
         pairs = lists.explode("items").unnest("items")
@@ -67,15 +71,21 @@ def main() -> None:
     print(f"median ratio ours / sentence-transformers: {statistics.median(ratios):.2f}")
 
 
-def scored_lists(steps: int) -> pl.DataFrame:
-    """Lists of generated pairs with random scores: as many as one epoch takes."""
-    pairs = generated_pairs(steps * LISTS * LIST_SIZE)
+def scored_lists(files: Sequence[str], steps: int) -> pl.DataFrame:
+    """Lists of pairs, generated or from files, with random scores: as many as one epoch takes."""
+    count = steps * LISTS * LIST_SIZE
+    data = Data(shop=Shop(), fields=("title",))
+    read = [read_judgements(Source(path=file), data) for file in files]
+    pairs = pl.concat(read).sample(count, seed=0, shuffle=True) if read else generated_pairs(count)
     scores = np.random.default_rng(0).normal(size=pairs.height).astype(np.float32)
     numbered = pairs.with_row_index("row").with_columns(
-        query_id=(pl.col("row") // LIST_SIZE).cast(pl.String), score=pl.Series(scores), label=pl.lit(None, pl.Float32)
+        query_id=(pl.col("row") // LIST_SIZE).cast(pl.String),
+        score=pl.Series(scores),
+        label=pl.lit(None, pl.Float32),
+        logits=pl.lit(None, pl.List(pl.Float32)),
     )
     return numbered.group_by("query_id", maintain_order=True).agg(
-        pl.col("query").first(), items=pl.struct("item_id", "text", "label", "score")
+        pl.col("query").first(), items=pl.struct("item_id", "text", "label", "score", "logits")
     )
 
 
