@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import pyarrow.parquet as pq
 
 from jobs.fit import Fit, fit
@@ -10,16 +11,22 @@ from jobs.label import Labelled
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, label_max, teacher_model
+from rankstill.batches import tokenise_lists
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.config import Config
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.encoders import find_encoder
 from rankstill.model_config import Student, TeacherMember
 from rankstill.objective import Objective
+from rankstill.registry import find_version
 from rankstill.students import make_student
 from rankstill.students.cross import pick_layers
+from rankstill.students.pruning import prune
 from rankstill.teachers.cross_encoder import model_identity
 from rankstill.teachers.kinds import load_teacher
+
+PRUNING_LISTS = 128
+"""Lists, drawn at random, that tell what of a student matters."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,12 @@ class Trained:
 
 
 def resolved_student(config: Config) -> Student:
-    """The student's settings, with the name of the base in place of "base"."""
+    """The student's settings, with names in place of "base" and folders in place of registry references."""
     student = config.student
-    return student.model_copy(update={"init": config.teacher.base}) if student.init == "base" else student
+    if student.init == "base":
+        return student.model_copy(update={"init": config.teacher.base})
+    version = find_version(student.init, config.storage.folder, "student.init")
+    return student.model_copy(update={"init": str(version.folder)}) if version else student
 
 
 def student_identity(config: Student) -> str:
@@ -49,6 +59,15 @@ def start_student(run: Run, taught: Taught) -> CrossEncoder:
     if student.init in ("teacher", "random"):
         teacher = load_cross_encoder(taught.main, "teacher", fresh_head=config.teacher.kind != "cross")
     return make_student(student, teacher, config.train.seed)
+
+
+def prune_student(run: Run, student: CrossEncoder, labelled: Labelled, objective: Objective) -> CrossEncoder:
+    """The student without what matters least to its loss on some of the lists."""
+    run.reporter.event("students", state="pruning", **run.config.student.prune.model_dump())
+    table = pl.read_parquet(labelled.train)
+    lists = tokenise_lists(table.sample(min(PRUNING_LISTS, table.height), seed=run.config.train.seed), student)
+    parts = [rows[: run.config.train.list_size] for rows in lists.rows]
+    return prune(student, run.config.student.prune, lists, parts, objective)
 
 
 def check_models(config: Config) -> None:
@@ -97,13 +116,16 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled) -> T
 
     def build(folder: Path) -> None:
         student = start_student(run, taught)
+        objective = Objective(config.distill, label_max(prepared.pairs))
+        if config.student.prune.any:
+            student = prune_student(run, student, labelled, objective)
         plan = Fit(
             task="train",
             name=f"student-{key}",
             train_lists=pq.read_table(labelled.train),
             valid_lists=pq.read_table(labelled.valid),
             train=config.train,
-            objective=Objective(config.distill, label_max(prepared.pairs)),
+            objective=objective,
             teacher=taught.main if config.distill.features.any else None,
         )
         fit(run, student, plan, folder)

@@ -137,6 +137,17 @@ def test_labels_keep_the_logits_of_a_teacher_that_grades(cluster, tmp_path, two_
     assert scores.std() > 0.01
 
 
+def test_a_registered_student_is_pruned_and_trained_again(made, config):
+    settings = ["student.init=tiny@challenger", "student.prune.heads=0.5", "student.prune.units=0.75"]
+    again = run_until(load_config(config.model_dump(mode="json"), settings), "train")
+    pruned = load_cross_encoder(again.places["student"], "test")
+    before = load_artifact(Path(made.places["artifact"])).encoder()
+    depth, width = before.layers, before.model.config.intermediate_size
+    assert pruned.model.config.kept_heads == [before.model.config.num_attention_heads // 2] * depth
+    assert pruned.model.config.kept_units == [width // 4] * depth
+    assert pruned.parameters < before.parameters
+
+
 def test_a_sentence_encoder_teaches_alone(cluster, tmp_path, two_teachers):
     ready = [f"teacher.model={tmp_path / 'bi'}", "teacher.kind=bi", "teacher.ensemble=[]", "student.init=random"]
     made = run_until(load_config(TINY, [*two_teachers, *ready, "train.max_steps=2"]), "train")

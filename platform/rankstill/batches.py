@@ -60,7 +60,12 @@ class ListBatch:
 
 def read_lists(path: Path, encoder: CrossEncoder) -> TokenisedLists:
     """Read a Parquet table of lists (schema LISTS) and tokenise its pairs."""
-    pairs = pl.read_parquet(path).explode("items").unnest("items")
+    return tokenise_lists(pl.read_parquet(path), encoder)
+
+
+def tokenise_lists(table: pl.DataFrame, encoder: CrossEncoder) -> TokenisedLists:
+    """Lists (schema LISTS), their pairs tokenised."""
+    pairs = table.explode("items").unnest("items")
     given = pairs["logits"].drop_nulls()
     grades = len(given[0]) if len(given) else 0
     logits_PC = np.full((pairs.height, grades), np.nan, dtype=np.float32)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from rankstill import pruned as _pruned  # noqa: F401 - importing it registers its model
 from rankstill.encoders import LOCAL, WEIGHTS, find_encoder, loading
 from rankstill.errors import ModelError
 from rankstill.towers import TowerModel

@@ -134,6 +134,20 @@ class Teacher(TeacherMember):
         return self
 
 
+class Prune(Section):
+    """Shares of each layer that a student leaves behind before it is trained: what matters least to its loss."""
+
+    heads: float = Field(default=0.0, ge=0, lt=1)
+    """Of the attention heads."""
+    units: float = Field(default=0.0, ge=0, lt=1)
+    """Of the feed-forward units."""
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is left behind."""
+        return bool(self.heads or self.units)
+
+
 class Student(Section):
     """The small model."""
 
@@ -141,8 +155,8 @@ class Student(Section):
     """What it is: a small cross-encoder; two towers that give one vector each; or two towers that give several vectors
     an item, ahead of time, and one a token of the query."""
     init: str = "teacher"
-    """Where its weights come from: "teacher", "base" (the teacher's base as it was), "random", a folder or a Hugging
-    Face name."""
+    """Where its weights come from: "teacher", "base" (the teacher's base as it was), "random", a registered student, a
+    folder or a Hugging Face name."""
     layers: int = Field(default=3, ge=1)
     """Layers taken, evenly spaced, from the teacher or the base."""
     vectors: int = Field(default=16, ge=1, le=64)
@@ -151,6 +165,8 @@ class Student(Section):
     """Width of vectors, of families bi and late; 0 keeps the encoder's."""
     grades: int = Field(default=0, ge=0, le=32)
     """Grades that a second head tells apart beside the score, of family cross; 0 is no second head."""
+    prune: Prune = Prune()
+    """What it leaves behind, of family cross; with `init` a trained student, training makes up for it."""
     random: RandomModel = RandomModel()
     """Its shape where `init` is "random"."""
     max_length: int = Field(default=96, ge=8)
@@ -162,6 +178,8 @@ class Student(Section):
             raise ValueError(
                 f"grades is {self.grades} of family {self.family!r}; give 2 or more, of family cross, or 0"
             )
+        if self.prune.any and self.family != "cross":
+            raise ValueError(f"prune is for family cross, not {self.family!r}; set its shares to 0")
         return self
 
 

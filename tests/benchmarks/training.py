@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.training [--judgements FILE ...] [--steps 40] [--repeats 3] [--precision float32]
 
-Both learn scores of pairs, generated or those of judgement files, with 128 pairs a step, one after the other in each repeat. What warms up isn't
-counted: the peer's first step, our first epoch, after which a second one of as many steps is timed. Both compute in the
-same number format.
+Both learn scores of pairs, generated or those of judgement files, with 128 pairs a step, one after the other in each
+repeat. What warms up isn't counted: the peer's first step, our first epoch, after which a second of as many steps is
+timed. Both compute in the same number format.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from rankstill.cross_encoder import SCORE, CrossEncoder, layer_stack, load_cross
 from rankstill.encoders import random_model
 from rankstill.errors import ConfigError, ModelError
 from rankstill.model_config import Student
+from rankstill.pruned import PrunedBertConfig
 
 
 def make_cross(config: Student, teacher: CrossEncoder | None) -> CrossEncoder:
@@ -47,6 +48,10 @@ def take_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = layers
     config.num_labels = 1
+    if isinstance(config, PrunedBertConfig):
+        config.kept_heads, config.kept_units = (
+            [(kept or [])[place] for place in taken] for kept in (config.kept_heads, config.kept_units)
+        )
     student = type(model)(config)
     position = {old: new for new, old in enumerate(taken)}
     pattern = re.compile(rf"^{re.escape(stack)}\.(\d+)\.")
