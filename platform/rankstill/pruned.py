@@ -1,5 +1,7 @@
 """A BERT whose layers have fewer attention heads and feed-forward units than its config's widths say."""
 
+from typing import Any
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -26,11 +28,16 @@ class PrunedBert(BertForSequenceClassification):
 
     def __init__(self, config: PrunedBertConfig) -> None:
         super().__init__(config)
-        for place, layer in enumerate(self.bert.encoder.layer):
+        for place, layer in enumerate(bert_layers(self)):
             size = layer.attention.self.attention_head_size
             heads = (config.kept_heads or [])[place : place + 1] or [config.num_attention_heads]
             units = (config.kept_units or [])[place : place + 1] or [config.intermediate_size]
             keep(layer, torch.arange(heads[0] * size), torch.arange(units[0]))
+
+
+def bert_layers(model: BertForSequenceClassification) -> list[Any]:
+    """Its layers; the types of what torch keeps in a module list are lost."""
+    return list(model.bert.encoder.layer)
 
 
 def keep(layer: nn.Module, columns: Tensor, units: Tensor) -> None:

@@ -11,7 +11,7 @@ from rankstill.cross_encoder import CrossEncoder, collate, model_inputs
 from rankstill.errors import ModelError
 from rankstill.model_config import Prune
 from rankstill.objective import Objective
-from rankstill.pruned import PrunedBert, PrunedBertConfig, keep
+from rankstill.pruned import PrunedBert, PrunedBertConfig, bert_layers, keep
 
 
 def prune(
@@ -28,10 +28,10 @@ def prune(
     if not isinstance(model, BertForSequenceClassification):
         raise ModelError(f"student.prune: a {type(model).__name__} can't be pruned, a BERT can; set its shares to 0")
     heads, units = importances(student, lists, parts, objective)
-    size = model.bert.encoder.layer[0].attention.self.attention_head_size
+    size = bert_layers(model)[0].attention.self.attention_head_size
     chosen_heads = [_most(values, shares.heads) for values in heads]
     chosen_units = [_most(values, shares.units) for values in units]
-    for layer, own_heads, own_units in zip(model.bert.encoder.layer, chosen_heads, chosen_units, strict=True):
+    for layer, own_heads, own_units in zip(bert_layers(model), chosen_heads, chosen_units, strict=True):
         columns = (own_heads.unsqueeze(1) * size + torch.arange(size)).flatten()
         keep(layer, columns, own_units)
     settings = {name: value for name, value in model.config.to_dict().items() if name != "model_type"}
@@ -53,7 +53,7 @@ def importances(
     model = student.model.eval()
     assert isinstance(model, BertForSequenceClassification)
     gates, hooks = [], []
-    for layer in model.bert.encoder.layer:
+    for layer in bert_layers(model):
         size = layer.attention.self.attention_head_size
         for dense, repeats in ((layer.attention.output.dense, size), (layer.output.dense, 1)):
             gate = torch.ones(dense.in_features // repeats, requires_grad=True)
