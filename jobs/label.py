@@ -101,7 +101,7 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     """Label what has no label yet, then join judgements and soft labels to candidate lists."""
     settings = run.config.labels
     labellers = [open_labeller(run, member.model) for member in taught.ensemble.members]
-    wanted = settings.model_dump(include={"candidates", "made_queries", "made_candidates"})
+    wanted = settings.model_dump(include={"candidates", "mix", "made_queries", "made_candidates", "made_mix"})
     fingerprints = [one.store.fingerprint for one in labellers]
     combine = run.config.teacher.combine
     key = step_key(prepared.key, taught.key, fingerprints, combine, wanted, run.config.train.seed)
@@ -144,17 +144,17 @@ def combine_labels(
 
 def further_pairs(run: Run, prepared: Prepared, train: pl.DataFrame) -> list[pl.DataFrame]:
     """Unlabelled items for the training queries, and further queries made of the words of items, with items."""
-    labels, items = run.config.labels, prepared.items
+    labels, items, seed = run.config.labels, prepared.items, run.config.train.seed
     further = []
     index = Bm25(items["text"].to_list()) if labels.candidates or labels.made_queries else None
     if index and labels.candidates:
         run.reporter.event("labels", state="searching candidates", queries=train["query_id"].n_unique())
-        further.append(unlabelled_pairs(train, items, index, labels.candidates))
+        further.append(unlabelled_pairs(train, items, index, labels.candidates, labels.mix, seed))
     if index and labels.made_queries:
         run.reporter.event("labels", state="making queries", queries=labels.made_queries)
         known = set(prepared.pairs["query"])
-        count, seed = labels.made_candidates, run.config.train.seed
-        further.append(made_pairs(items, index, labels.made_queries, count, known, seed))
+        count, mix = labels.made_candidates, labels.made_mix
+        further.append(made_pairs(items, index, labels.made_queries, count, mix, known, seed))
     return [with_pair_id(pairs) for pairs in further]
 
 

@@ -1,10 +1,13 @@
 from collections.abc import Sequence
 
 import polars as pl
+import pytest
+from pydantic import ValidationError
 
 from rankstill import candidates
 from rankstill.bm25 import Bm25
 from rankstill.candidates import COLUMNS
+from rankstill.config import Labels, Mix
 from rankstill.text import digest
 
 TEXTS = ("red drill red", "blue drill case bag", "lamp")
@@ -19,12 +22,14 @@ def judged(*rows: tuple[str, str]) -> pl.DataFrame:
 ITEMS = pl.DataFrame({"item_id": ["a", "b", "c", "d"], "text": [*TEXTS, "drill"], "source": "shop"})
 
 
-def unlabelled_pairs(pairs: pl.DataFrame, items: pl.DataFrame, count: int) -> pl.DataFrame:
-    return candidates.unlabelled_pairs(pairs, items, Bm25(items["text"].to_list()), count)
+def unlabelled_pairs(pairs: pl.DataFrame, items: pl.DataFrame, count: int, **shares: float) -> pl.DataFrame:
+    index = Bm25(items["text"].to_list())
+    return candidates.unlabelled_pairs(pairs, items, index, count, Mix(**shares), seed=0)
 
 
 def made_pairs(items: pl.DataFrame, queries: int, count: int, known: Sequence[str] = (), seed: int = 0) -> pl.DataFrame:
-    return candidates.made_pairs(items, Bm25(items["text"].to_list()), queries, count, known, seed)
+    index, mix = Bm25(items["text"].to_list()), Labels().made_mix
+    return candidates.made_pairs(items, index, queries, count, mix, known, seed)
 
 
 def test_candidates_are_unjudged_items_best_first():
@@ -47,6 +52,29 @@ def test_no_candidates_leave_a_table_of_the_same_columns():
     assert found.height == 0
     assert found.schema == dict.fromkeys(COLUMNS, pl.String)
     assert unlabelled_pairs(judged(("drill", TEXTS[0])), ITEMS, 0).height == 0
+
+
+def test_candidates_are_mixed_as_configured():
+    items = shops()
+    ranked = Bm25(items["text"].to_list()).top("red drill", 100).tolist()
+    best = [items["item_id"][place] for place in ranked]
+    pairs = judged(("red drill", items["text"][ranked[0]]))
+    found = unlabelled_pairs(pairs, items, 8, best=0.5, further=0.25, random=0.25)["item_id"].to_list()
+    assert found[:4] == best[1:5], "the very best is judged"
+    assert len(set(found) & set(best[5:34])) >= 2
+    assert len(set(found)) == len(found) <= 8
+    assert best[0] not in found
+    anything = unlabelled_pairs(pairs, items, 60, best=0, random=1)["item_id"].to_list()
+    assert len(set(anything) - set(best)) > 5
+    assert len(unlabelled_pairs(pairs, items, 9, best=0, further=1)) == 9
+
+
+def test_what_does_not_divide_goes_to_the_best():
+    assert Mix(best=1, further=1, random=1).quotas(8) == (4, 2, 2)
+    assert Mix(best=5, further=4, random=2).quotas(11) == (5, 4, 2)
+    assert Mix().quotas(3) == (3, 0, 0)
+    with pytest.raises(ValidationError, match="all 0; give one of them a share"):
+        Mix(best=0)
 
 
 def shops() -> pl.DataFrame:

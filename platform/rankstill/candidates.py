@@ -5,8 +5,10 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from rankstill.bm25 import Bm25
+from rankstill.config import Mix
 from rankstill.text import digest, normalise_query
 
 LEADING_WORDS = 16
@@ -20,38 +22,43 @@ COLUMNS = ("query_id", "query", "item_id", "text", "split")
 _WORD = re.compile(r"\w[\w'.-]*")
 
 
-def unlabelled_pairs(pairs: pl.DataFrame, items: pl.DataFrame, index: Bm25, count: int) -> pl.DataFrame:
-    """Up to `count` unjudged items for each query of `pairs`, best BM25 first; COLUMNS.
+def unlabelled_pairs(
+    pairs: pl.DataFrame, items: pl.DataFrame, index: Bm25, count: int, mix: Mix, seed: int
+) -> pl.DataFrame:
+    """Up to `count` unjudged items for each query of `pairs`, of which kinds `mix` says; COLUMNS.
 
     `index` is of the items' texts.
     """
+    rng = np.random.default_rng(seed)
     ids, texts = items["item_id"].to_list(), items["text"].to_list()
+    quotas = mix.quotas(count)
+    reach = POOL * count if quotas[1] else count
     rows = []
     for (query_id, query, split), group in pairs.group_by("query_id", "query", "split", maintain_order=True):
         judged = set(group["text"])
-        fresh = [place for place in index.top(str(query), count + len(judged)) if texts[place] not in judged]
-        rows += [(query_id, query, ids[place], texts[place], split) for place in fresh[:count]]
+        found = [place for place in index.top(str(query), reach + len(judged)) if texts[place] not in judged]
+        places = [place for place in _mixed(found, quotas, len(texts), rng) if texts[place] not in judged]
+        rows += [(query_id, query, ids[place], texts[place], split) for place in places]
     return _frame(rows)
 
 
 def made_pairs(
-    items: pl.DataFrame, index: Bm25, queries: int, count: int, known: Collection[str], seed: int
+    items: pl.DataFrame, index: Bm25, queries: int, count: int, mix: Mix, known: Collection[str], seed: int
 ) -> pl.DataFrame:
     """Up to `queries` queries, each a run of words of one item's text, with up to `count` items each; COLUMNS.
 
     `index` is of the items' texts.
 
     Every source of items makes as many queries as the others, until it has no more items. A query's items are the one
-    that it was made of, the best by BM25, some from further down, and, as one in six, any. Queries in `known`, among
-    which are the held-out ones, are never made.
+    that it was made of, and others of which kinds `mix` says. Queries in `known`, among which are the held-out ones,
+    are never made.
     """
     rng = np.random.default_rng(seed)
     ids, texts = items["item_id"].to_list(), items["text"].to_list()
     shuffled = items.with_row_index("place").sample(fraction=1.0, shuffle=True, seed=seed)
     in_turn = shuffled.with_columns(turn=pl.int_range(pl.len()).over("source")).sort("turn", maintain_order=True)
     made: set[str] = set(known)
-    rows, anything = [], count // 6
-    best = (count - anything) // 2
+    rows, quotas = [], mix.quotas(count - 1)
     for own in in_turn["place"]:
         if len(made) - len(known) == queries:
             break
@@ -59,11 +66,18 @@ def made_pairs(
         if not query or query in made:
             continue
         made.add(query)
-        found = index.top(query, POOL * count)
-        further = rng.permutation(found[best:])[: count - 1 - best - anything]
-        places = [own, *found[:best], *further, *rng.integers(len(texts), size=anything)]
-        rows += [(digest(query), query, ids[place], texts[place], "train") for place in dict.fromkeys(places)]
+        places = dict.fromkeys([own, *_mixed(index.top(query, POOL * count), quotas, len(texts), rng)])
+        rows += [(digest(query), query, ids[place], texts[place], "train") for place in places]
     return _frame(rows)
+
+
+def _mixed(
+    found: Sequence[int] | NDArray[np.int64], quotas: tuple[int, int, int], total: int, rng: np.random.Generator
+) -> dict[int, None]:
+    """Different places of items: of `found` the best and some further down, and any of `total`."""
+    best, further, anything = quotas
+    drawn = rng.permutation(found[best:])[:further]
+    return dict.fromkeys(map(int, [*found[:best], *drawn, *rng.integers(total, size=anything)]))
 
 
 def _run_of_words(text: str, rng: np.random.Generator) -> str:

@@ -65,15 +65,42 @@ class Data(Section):
         return self
 
 
+class Mix(Section):
+    """What unlabelled items of a query there are, in proportion."""
+
+    best: float = Field(default=1.0, ge=0)
+    """The best by BM25."""
+    further: float = Field(default=0.0, ge=0)
+    """Any from further down the same ranking."""
+    random: float = Field(default=0.0, ge=0)
+    """Any at all."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "Mix":
+        if not self.best + self.further + self.random:
+            raise ValueError("best, further and random are all 0; give one of them a share")
+        return self
+
+    def quotas(self, count: int) -> tuple[int, int, int]:
+        """How many of `count` items are best, further and random ones; what doesn't divide goes to the best."""
+        total = self.best + self.further + self.random
+        further, anything = (int(count * share / total + 1e-9) for share in (self.further, self.random))
+        return count - further - anything, further, anything
+
+
 class Labels(Section):
     """Soft labels."""
 
     candidates: int = Field(default=0, ge=0)
     """Unlabelled items a training query, found by BM25, that the teacher scores beside the judged ones."""
+    mix: Mix = Mix()
+    """Which ones."""
     made_queries: int = Field(default=0, ge=0)
     """Further queries, at most one an item: words of its text, which the teacher scores with it and other items."""
     made_candidates: int = Field(default=12, ge=2)
-    """Items of each made query."""
+    """Items of each made query, the one that it was made of among them."""
+    made_mix: Mix = Mix(best=5, further=4, random=2)
+    """Which the others are."""
     token_budget: int = Field(default=2048, ge=64)
     """Padded tokens in one forward pass."""
     block: int = Field(default=4096, ge=1)
