@@ -1,11 +1,16 @@
 """Evaluate a model on judgements."""
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
 from rankstill.config import Config
 from rankstill.configfile import load_config
+from rankstill.errors import DataError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 DESCRIPTION = """Evaluate a model on judgements.
 
@@ -18,16 +23,24 @@ def main() -> None:
     """`python -m jobs.evaluate`."""
     parser = make_parser("jobs.evaluate", DESCRIPTION)
     parser.add_argument("--model", required=True, metavar="MODEL", help="what to evaluate")
-    parser.add_argument("--judgements", required=True, metavar="FILE", help="file, folder or URL of judged pairs")
+    parser.add_argument(
+        "--judgements",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="file, folder or URL of judged pairs; may be given several times",
+    )
+    parser.add_argument("--against", default="", metavar="MODEL", help="another model, to which differences are told")
     parser.add_argument("--split", choices=("train", "valid", "test"), help="only the queries of this split")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     add_config_arguments(parser, required=False)
     arguments = parser.parse_intermixed_args()
-    config = load_config(
-        arguments.config or {"data": {"sources": [{"path": arguments.judgements}]}}, arguments.overrides
-    )
+    sources = [{"path": path} for path in arguments.judgements]
+    config = load_config(arguments.config or {"data": {"sources": sources}}, arguments.overrides)
     own_fields = arguments.config is None and not any(text.startswith("data.fields") for text in arguments.overrides)
-    report = evaluate_file(config, arguments.model, arguments.judgements, arguments.split, own_fields)
+    report = evaluate_files(
+        config, arguments.model, arguments.judgements, arguments.split, own_fields, arguments.against
+    )
     if arguments.json:
         print(json.dumps(report, indent=2))
         return
@@ -38,39 +51,61 @@ def main() -> None:
     print(f"{report['pairs_per_second']:,.0f} pairs/s, {report['parameters']:,} parameters, {report['bytes']:,} bytes")
 
 
-def evaluate_file(config: Config, model: str, judgements: str, split: str | None, own_fields: bool) -> dict[str, Any]:
-    """The report of a model on one file.
+def evaluate_files(
+    config: Config, model: str, judgements: Sequence[str], split: str | None, own_fields: bool, against: str = ""
+) -> dict[str, Any]:
+    """The report of a model on files, with its differences to the model `against`, paired by query.
 
     Column names come from the config, and so do the item fields, unless `own_fields` asks for those that the model
     was trained on, where it knows them.
+    """
+    from rankstill.evaluation import evaluate
+    from rankstill.metrics import METRICS, paired_difference
+    from rankstill.rankers import load_ranker, pick_device
+
+    device = pick_device(config.resources.device)
+    models = {"--model": model, **({"--against": against} if against else {})}
+    rankers = [
+        load_ranker(reference, field, config.storage.folder, device, config.labels.token_budget)
+        for field, reference in models.items()
+    ]
+    measured = []
+    for ranker in rankers:
+        fields = ranker.fields if own_fields and ranker.fields else config.data.fields
+        measured.append(evaluate(ranker, read_files(config, judgements, fields, split), ", ".join(judgements)))
+    (report, table), *others = measured
+    if table["ndcg@10"].null_count() == table.height:
+        raise DataError(
+            f"--judgements: all labels of each query of {judgements[0]!r} are equal, so that rankings can't be told"
+            " apart; give judgements that differ"
+        )
+    for other, base in others:
+        differences = {metric: paired_difference(table, base, metric).as_dict() for metric in METRICS}
+        report["against"] = {"model": other["model"], "differences": differences}
+    return report
+
+
+def read_files(config: Config, judgements: Sequence[str], fields: Sequence[str], split: str | None) -> "pl.DataFrame":
+    """Judged pairs of files; a file that the config names is read as it says.
+
+    Raises:
+        DataError: no query of the split.
     """
     import polars as pl
 
     from rankstill.config import Source
     from rankstill.data import read_judgements
-    from rankstill.errors import DataError
-    from rankstill.evaluation import evaluate
-    from rankstill.rankers import load_ranker, pick_device
 
-    device = pick_device(config.resources.device)
-    ranker = load_ranker(model, "--model", config.storage.folder, device, config.labels.token_budget)
-    data = config.data
-    if own_fields and ranker.fields:
-        data = data.model_copy(update={"fields": ranker.fields})
+    data = config.data.model_copy(update={"fields": tuple(fields)})
     known = {source.path: source for source in data.sources}
     columns = data.sources[0].columns if data.sources else {}
-    pairs = read_judgements(known.get(judgements, Source(path=judgements, columns=columns)), data)
+    sources = [known.get(path, Source(path=path, columns=columns)) for path in judgements]
+    pairs = pl.concat([read_judgements(source, data) for source in sources])
     if split:
         pairs = pairs.filter(pl.col("split") == split)
         if pairs.is_empty():
-            raise DataError(f"--split {split!r}: {judgements!r} has no query of it; choose another")
-    report, table = evaluate(ranker, pairs, judgements)
-    if table["ndcg@10"].null_count() == table.height:
-        raise DataError(
-            f"--judgements: all labels of each query of {judgements!r} are equal, so that rankings can't be told apart;"
-            " give judgements that differ"
-        )
-    return report
+            raise DataError(f"--split {split!r}: {', '.join(judgements)!r} has no query of it; choose another")
+    return pairs
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from builders import judgement, tiny_cross_encoder, write_jsonl
 
-from jobs.evaluate import evaluate_file
+from jobs.evaluate import evaluate_files
 from jobs.index import index_items
 from jobs.pipeline import run_until
 from rankstill.artifacts import export_artifact, load_artifact
@@ -263,10 +263,13 @@ def test_a_changed_student_keeps_teacher_and_labels(made, config, capsys):
 
 
 def test_evaluate_gives_the_json_contract(made, config, tmp_path):
-    file = tmp_path / "judgements.parquet"
     pairs = pl.read_parquet(Path(made.places["data"], "pairs.parquet"))
-    pairs.select("query", "item_id", "label", "split", title="text").write_parquet(file)
-    arguments = ["--judgements", str(file), "--split", "test", "--json", f"storage.root={config.storage.root}"]
+    halves = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
+    texts = pairs.select("query", "item_id", "label", "split", title="text")
+    for half, even in zip(halves, (True, False), strict=True):
+        texts.filter((pl.col("query").str.len_chars() % 2 == 0) == even).write_parquet(half)
+    files = [argument for half in halves for argument in ("--judgements", str(half))]
+    arguments = [*files, "--split", "test", "--against", "bm25", "--json", f"storage.root={config.storage.root}"]
     result = shell("jobs.evaluate", "--model", "tiny@champion", *arguments)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
@@ -276,8 +279,11 @@ def test_evaluate_gives_the_json_contract(made, config, tmp_path):
     assert report["model"] == "tiny/1"
     assert set(report["metrics"]) == {"ndcg@10", "mrr@10", "map", "auc", "pairwise_accuracy", "spearman"}
     student = made.report["models"]["student"]
-    assert report["metrics"]["ndcg@10"] == pytest.approx(student["metrics"]["ndcg@10"], abs=1e-6)
+    assert report["metrics"]["ndcg@10"]["value"] == pytest.approx(student["metrics"]["ndcg@10"]["value"], abs=1e-6)
     assert (report["pairs"], report["bytes"]) == (student["pairs"], student["bytes"])
+    assert report["against"]["model"] == "bm25"
+    gained = report["against"]["differences"]["ndcg@10"]["value"]
+    assert gained == pytest.approx(made.report["differences"]["student - bm25"]["value"], abs=1e-6)
 
 
 GOOD_ROWS = [{"query": f"q{n % 20}", "item_id": f"i{n}", "title": f"thing {n}", "label": n % 3} for n in range(200)]
@@ -353,4 +359,4 @@ def test_dry_run_plans_and_writes_nothing(tmp_path):
 def test_judgements_that_measure_nothing_are_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [judgement("drill", item, 0) for item in range(4)])
     with pytest.raises(DataError, match="--judgements: all labels"):
-        evaluate_file(load_config({"data": {"sources": [{"path": str(path)}]}}), "bm25", str(path), None, True)
+        evaluate_files(load_config({"data": {"sources": [{"path": str(path)}]}}), "bm25", [str(path)], None, True)

@@ -66,10 +66,12 @@ def comparison_rows(reports: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def metric_rows(report: dict[str, Any]) -> list[list[str]]:
-    """Table rows of one report: every metric, then nDCG@10 of every slice; header first."""
+    """Table rows of one report: every metric, nDCG@10 of every slice, and differences; header first."""
     rows = [["metric", "value", "95 % interval"]]
     named = [(name, report["metrics"][name]) for name in METRICS]
     named += [(f"{PRIMARY}, {name}", part[PRIMARY]) for name, part in report["slices"].items()]
+    if other := report.get("against"):
+        named += [(f"{name}, minus {other['model']}", value) for name, value in other["differences"].items()]
     for name, value in named:
         rows.append([name, _number(value["value"]), f"{_number(value['low'])} to {_number(value['high'])}"])
     return rows
