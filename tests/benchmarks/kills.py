@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    lists = scored_lists(100)
+    lists = scored_lists([], 100)
     table: pa.Table = lists.to_arrow()
     train = Train(
         epochs=1000,
