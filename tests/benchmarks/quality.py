@@ -1,6 +1,6 @@
 """What each recipe makes of the same student, from the same data, in the same number of optimizer steps.
 
-    python -m tests.benchmarks.quality --config FILE --out FOLDER [--recipes NAME ...] [dotted.key=value ...]
+    python -m tests.benchmarks.quality --config FILE --out FOLDER [--recipe NAME ...] [dotted.key=value ...]
 
 The teacher is taught, or taken from where it stands, and labels the lists; then each recipe trains the student of the
 config `--seeds` times for `--steps` steps. Students choose nothing on test queries: the last step counts. Finished
@@ -78,9 +78,10 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=RECIPES, metavar="NAME")
+    parser.add_argument("--recipe", action="append", dest="recipes", choices=RECIPES, metavar="NAME", help="one of all")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     arguments = parser.parse_intermixed_args()
+    arguments.recipes = arguments.recipes or list(RECIPES)
     config = load_config(arguments.config, arguments.overrides)
     train = config.train.model_copy(update={"max_steps": arguments.steps, "epochs": 1000, "patience": 1000})
     with Reporter() as reporter:
