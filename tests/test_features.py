@@ -21,7 +21,7 @@ def matched(student: CrossEncoder, teacher: CrossEncoder, **features: Any) -> tu
     queries, texts = made_up_pairs(5)
     inputs = [collate(e.tokenise(queries, texts), range(5), e.pad_id) for e in (student, teacher)]
     outputs = student.model(**model_inputs(student.model, inputs[0]), **matcher.options)
-    return matcher, matcher.loss(outputs, inputs[1])
+    return matcher, matcher.loss(outputs, *matcher.look(inputs[1]))
 
 
 def identity(encoder: CrossEncoder) -> None:
@@ -39,7 +39,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(term):
     queries, texts = made_up_pairs(5)
     inputs = collate(student.tokenise(queries, texts), range(5), student.pad_id)
     outputs = student.model(**model_inputs(student.model, inputs), **matcher.options)
-    assert matcher.loss(outputs, inputs).item() == pytest.approx(0, abs=1e-6)
+    assert matcher.loss(outputs, *matcher.look(inputs)).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("term", EACH)

@@ -62,16 +62,15 @@ class FeatureMatcher:
         """What the student's forward pass must return beside logits."""
         return {"output_hidden_states": True, "output_attentions": bool(self.features.attention)}
 
-    def loss(self, student: Any, inputs: dict[str, NDArray[np.int64]]) -> Tensor:
-        """Weighted sum of the configured terms, scalar.
-
-        `student` is what the student's forward pass returned with `options`; `inputs` are the teacher's.
-        """
-        wanted = self.features
+    def look(self, inputs: dict[str, NDArray[np.int64]]) -> tuple[Any, Tensor]:
+        """The teacher's forward pass with `options` over its inputs, and the mask of these, [P, L]."""
         tensors = model_inputs(self.teacher.model, inputs)
         with torch.no_grad():
-            teacher = self.teacher.model(**tensors, **self.options)
-        mask_PL = tensors["attention_mask"]
+            return self.teacher.model(**tensors, **self.options), tensors["attention_mask"]
+
+    def loss(self, student: Any, teacher: Any, mask_PL: Tensor) -> Tensor:
+        """Weighted sum of the configured terms, scalar, of what the forward passes of both returned."""
+        wanted = self.features
         total = torch.zeros((), device=mask_PL.device)
         if wanted.hidden:
             compare = hidden_mse if wanted.hidden_kind == "mse" else hidden_cosine

@@ -187,11 +187,15 @@ class Learner:
     def _loss(self, parts: list[np.ndarray]) -> torch.Tensor:
         batch = collate_lists(self._lists, parts, self._group)
         options = self._matcher.options if self._matcher else {}
-        passes = []
+        passes, seen = [], ()
         with one_precision(self._engine):
             for places in batch.groups:
                 inputs = collate(self._lists.tokens, batch.rows_P[places].tolist(), self._encoder.pad_id)
                 passes.append(self._engine(**model_inputs(self._engine.module, inputs), **options))
+            if self._matcher:  # which has everything in one pass
+                tokens = self._teacher_tokens or self._lists.tokens
+                rows = batch.rows_P[batch.groups[0]].tolist()
+                seen = self._matcher.look(collate(tokens, rows, self._matcher.teacher.pad_id))
         logits_QNC = batch.arrange([outputs.logits.float() for outputs in passes])
         labels_QN, teacher_QN, mask_QN, grades_QNC = (
             frame.to(logits_QNC.device)
@@ -202,11 +206,8 @@ class Learner:
         if self._encoder.grades:
             loss_Q = loss_Q + objective.grading(logits_QNC[..., 1:], labels_QN, grades_QNC, mask_QN, progress)
         loss = loss_Q.mean()
-        if self._matcher:  # which has everything in one pass
-            rows = batch.rows_P[batch.groups[0]].tolist()
-            tokens = self._teacher_tokens or self._lists.tokens
-            inputs = collate(tokens, rows, self._matcher.teacher.pad_id)
-            loss = loss + self._matcher.loss(passes[0], inputs)
+        if self._matcher:
+            loss = loss + self._matcher.loss(passes[0], *seen)
         return loss
 
 
