@@ -1,14 +1,16 @@
 """Make a student smaller, and refuse it where that costs quality."""
 
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
-from rankstill.config import Config
+from rankstill.config import NAME, Config
 from rankstill.configfile import load_config
+from rankstill.errors import ConfigError
 
 DESCRIPTION = """Quantise a student to int8, for ONNX Runtime on CPUs.
 
@@ -27,6 +29,8 @@ def main() -> None:
     parser.add_argument("--name", help="register it under this name, as challenger")
     add_config_arguments(parser, required=False)
     arguments = parser.parse_intermixed_args()
+    if arguments.name and not re.fullmatch(NAME, arguments.name):
+        raise ConfigError(f"--name {arguments.name!r} is no name; use up to 64 letters, digits, dots, _ and -")
     from rankstill.evaluation import comparison_rows
 
     tree = arguments.config or {"data": {"sources": [{"path": arguments.judgements}]}}
@@ -58,11 +62,12 @@ def compress(config: Config, model: str, judgements: str, split: str, out: Path)
     from rankstill.compression import describe, quantise_artifact
     from rankstill.config import Source
     from rankstill.data import read_judgements
-    from rankstill.errors import ConfigError, DataError, GateError
+    from rankstill.errors import DataError, GateError
     from rankstill.evaluation import PRIMARY, evaluate
     from rankstill.metrics import paired_difference
     from rankstill.rankers import onnx_ranker
     from rankstill.registry import find_version
+    from rankstill.storage import make_parent
 
     if out.exists():
         raise ConfigError(f"--out {str(out)!r} is there already; give a new folder")
@@ -72,10 +77,10 @@ def compress(config: Config, model: str, judgements: str, split: str, out: Path)
         raise ConfigError(f"--model {model!r} is int8 already; give the float32 artifact")
     columns = config.data.sources[0].columns if config.data.sources else {}
     data = config.data.model_copy(update={"fields": tuple(artifact.fields)})
-    pairs = read_judgements(Source(path=judgements, columns=columns), data).filter(pl.col("split") == split)
+    pairs = read_judgements([Source(path=judgements, columns=columns)], data).filter(pl.col("split") == split)
     if pairs.is_empty():
         raise DataError(f"--split {split!r}: {judgements!r} has no query of it; choose another")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(out, "--out")
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parent:
         aside = Path(parent, out.name)
         aside.mkdir()
@@ -86,6 +91,11 @@ def compress(config: Config, model: str, judgements: str, split: str, out: Path)
             reports[name], tables[name] = evaluate(ranker, pairs, judgements)
             scores[name] = ranker.score(pairs)
         correlation = pl.select(pl.corr(*map(pl.Series, scores.values()), method="spearman")).item()
+        if tables["int8"][PRIMARY].null_count() == tables["int8"].height:
+            raise DataError(
+                f"--judgements: all labels of each query of {judgements!r} are equal, so that a loss of quality can't"
+                " be told; give judgements that differ"
+            )
         loss = paired_difference(tables["int8"], tables["float32"], PRIMARY)
         if not correlation >= LEAST_CORRELATION or loss.high < 0:
             raise GateError(

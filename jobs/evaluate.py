@@ -76,8 +76,8 @@ def evaluate_files(
     (report, table), *others = measured
     if table["ndcg@10"].null_count() == table.height:
         raise DataError(
-            f"--judgements: all labels of each query of {judgements[0]!r} are equal, so that rankings can't be told"
-            " apart; give judgements that differ"
+            f"--judgements: all labels of each query of {', '.join(judgements)!r} are equal, so that rankings can't be"
+            " told apart; give judgements that differ"
         )
     for other, base in others:
         differences = {metric: paired_difference(table, base, metric).as_dict() for metric in METRICS}
@@ -100,7 +100,7 @@ def read_files(config: Config, judgements: Sequence[str], fields: Sequence[str],
     known = {source.path: source for source in data.sources}
     columns = data.sources[0].columns if data.sources else {}
     sources = [known.get(path, Source(path=path, columns=columns)) for path in judgements]
-    pairs = pl.concat([read_judgements(source, data) for source in sources])
+    pairs = read_judgements(sources, data)
     if split:
         pairs = pairs.filter(pl.col("split") == split)
         if pairs.is_empty():

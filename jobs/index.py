@@ -19,6 +19,7 @@ from rankstill.cli import add_config_arguments, format_table, make_parser, run_c
 from rankstill.config import Config, Data, Source
 from rankstill.configfile import load_config
 from rankstill.data import read_items
+from rankstill.errors import ModelError
 from rankstill.item_index import MANIFEST, ItemIndex, ItemVectors
 from rankstill.progress import Reporter
 from rankstill.registry import find_version
@@ -95,13 +96,15 @@ def index_items(config: Config, model: str, path: str, out: Path, prune: bool) -
     """
     version = find_version(model, config.storage.folder, "--model")
     artifact = load_artifact(version.folder if version else Path(model), "--model")
-    tower = item_index.tower_of(artifact.encoder())
+    if artifact.precision == "int8":
+        raise ModelError(f"--model {model!r} is int8, which encodes no items; give the float32 artifact")
+    tower = item_index.tower_of(artifact.encoder(), f"--model {model!r}")
     items = read_items(Source(path=path, columns=_columns(config, path)), _own_fields(config, artifact))
     student = artifact.manifest["files"]["model.safetensors"]["sha256"]
     if (out / MANIFEST).exists():
         index = item_index.open_index(out, "--out", student)
     else:
-        index = item_index.create_index(out, student, tower, artifact.fields)
+        index = item_index.create_index(out, "--out", student, tower, artifact.fields)
     missing = item_index.missing_items(index, items)
     gone = index.items.join(items, on="item_id", how="anti")["item_id"].to_list() if prune else []
     if missing.height:

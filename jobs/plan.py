@@ -30,7 +30,7 @@ def plan_rows(config: Config) -> list[list[str]]:
     teacher = root / "teachers" / teacher_key(config.teacher, key)
     labels = config.labels
     made = labels.made_candidates * min(labels.made_queries, summary["items"])
-    unlabelled = labels.candidates * train["query_id"].n_unique() + made
+    unlabelled = min(labels.candidates, summary["items"]) * train["query_id"].n_unique() + made
     rejected = sum(source["rejected"] for source in summary["sources"])
     taught = "loaded as it is" if config.teacher.model else _training(train, config.teacher.train)
     rows = [

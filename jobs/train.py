@@ -12,17 +12,17 @@ from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, label_max, teacher_model
 from rankstill.batches import tokenise_lists
-from rankstill.bi_encoder import load_bi_encoder
 from rankstill.config import Config
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.encoders import find_encoder
+from rankstill.errors import ConfigError
+from rankstill.features import FeatureMatcher
 from rankstill.model_config import Student, TeacherMember
 from rankstill.objective import Objective
 from rankstill.registry import find_version
 from rankstill.students import make_student
-from rankstill.students.cross import pick_layers
-from rankstill.students.pruning import prune
-from rankstill.teachers.cross_encoder import model_identity
+from rankstill.students.pruning import prunable, prune
+from rankstill.teachers.cross_encoder import model_identity, untrained_teacher
 from rankstill.teachers.kinds import load_teacher
 
 PRUNING_LISTS = 128
@@ -74,32 +74,32 @@ def check_models(config: Config) -> None:
     """Refuse, before hours of work, a teacher that can't be loaded and a student that can't be made.
 
     Raises:
-        InputError: a folder is no model, or the student takes more layers than the teacher has.
+        InputError: a folder is no model, or what the settings ask of teacher and student doesn't fit them.
     """
     teacher, student = config.teacher, resolved_student(config)
     for place, member in enumerate(teacher.ensemble):
         _load_ready(member, teacher.base if member.model == "base" else member.model, f"teacher.ensemble.{place}.model")
-    depth = 0
+    main, grades = None, 0
     if teacher.kind != "cross":
         _load_ready(teacher, teacher.model, "teacher.model")
+        grades = len(teacher.answers) if teacher.kind == "causal" else 0
     elif teacher.model:
-        depth = load_cross_encoder(teacher.model, "teacher.model").layers
-    elif teacher.base == "random":
-        depth = teacher.random.layers
+        main = load_cross_encoder(teacher.model, "teacher.model")
+        grades = 0 if main.scores else main.grades
     else:
-        depth = load_cross_encoder(teacher.base, "teacher.base", fresh_head=True).layers
-    if student.init == "teacher":
-        pick_layers(depth, student.layers)
-    elif student.init != "random":
-        _load_start(student)
-
-
-def _load_start(student: Student) -> None:
-    """Load what a student starts from and forget it."""
-    if student.family == "cross":
-        load_cross_encoder(student.init, "student.init", fresh_head=True)
-    else:
-        load_bi_encoder(student.init, "student.init")
+        main = untrained_teacher(teacher, ["any text"])
+    if student.grades and config.distill.grades.soft and grades != student.grades:
+        raise ConfigError(
+            f"student.grades is {student.grades} and distill.grades.alpha asks for the teacher's, which tells"
+            f" {grades or 'no'} grades apart; give that number, or set distill.grades.alpha=0"
+        )
+    if main is None and student.init in ("teacher", "random"):
+        return
+    made = make_student(student, main, config.train.seed)
+    if student.prune.any:
+        prunable(made)
+    if config.distill.features.any and main is not None:
+        FeatureMatcher(made, main, config.distill.features)
 
 
 def _load_ready(member: TeacherMember, name: str, field: str) -> None:

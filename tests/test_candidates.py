@@ -69,8 +69,10 @@ def test_candidates_are_mixed_as_configured():
     assert len(unlabelled_pairs(pairs, items, 9, best=0, further=1)) == 9
 
 
-def test_what_does_not_divide_goes_to_the_best():
-    assert Mix(best=1, further=1, random=1).quotas(8) == (4, 2, 2)
+def test_quotas_are_in_proportion_and_nothing_comes_of_no_share():
+    assert Mix(best=1, further=1, random=1).quotas(8) == (3, 3, 2)
+    assert Mix(best=0, further=1, random=2).quotas(4) == (0, 1, 3)
+    assert Mix(best=0, further=1, random=1).quotas(3) == (0, 2, 1)
     assert Mix(best=5, further=4, random=2).quotas(11) == (5, 4, 2)
     assert Mix().quotas(3) == (3, 0, 0)
     with pytest.raises(ValidationError, match="all 0; give one of them a share"):

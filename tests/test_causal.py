@@ -7,6 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rankstill.errors import ConfigError, ModelError
 from rankstill.teachers.causal import CausalRanker, load_causal
+from rankstill.teachers.kinds import gain_scores
 
 PROMPT = "query {query} item {text} match"
 QUERIES = ["red drill", "lamp", "drill"] * 3
@@ -49,7 +50,7 @@ def test_the_score_is_the_log_odds_of_yes_against_no(folder):
     for query, text in zip(QUERIES, TEXTS, strict=True):
         logits = next_word_logits(ranker, f"query {query} item {text} match")
         expected.append((logits[vocabulary["yes"]] - logits[vocabulary["no"]]).item())
-    assert ranker.score(QUERIES, TEXTS, token_budget=64) == pytest.approx(expected, abs=1e-4)
+    assert gain_scores(ranker.logits(QUERIES, TEXTS, token_budget=64)) == pytest.approx(expected, abs=1e-4)
     assert np.std(expected) > 0.1
 
 
@@ -58,13 +59,13 @@ def test_grades_score_by_their_expected_gain(folder):
     ids = [ranker.tokenizer.get_vocab()[answer] for answer in ("bad", "fair", "good")]
     odds = next_word_logits(ranker, "query lamp item drill match")[ids].softmax(dim=0)
     gain = (odds[1] * 1 + odds[2] * 3).item() / 3
-    assert ranker.score(["lamp"], ["drill"]) == pytest.approx(np.log(gain / (1 - gain)), abs=1e-4)
+    assert gain_scores(ranker.logits(["lamp"], ["drill"])) == pytest.approx(np.log(gain / (1 - gain)), abs=1e-4)
 
 
 def test_long_items_are_cut_and_the_question_is_kept(folder):
     ranker = load(folder, max_length=8)
-    found = ranker.score(["lamp"], ["red drill with a long name"])
-    expected = load(folder).score(["lamp"], ["red drill with"])
+    found = ranker.logits(["lamp"], ["red drill with a long name"])
+    expected = load(folder).logits(["lamp"], ["red drill with"])
     assert found == pytest.approx(expected, abs=1e-4)
 
 

@@ -23,7 +23,7 @@ def student(family: str = "late") -> CrossEncoder:
 def filled(folder, encoder: CrossEncoder, items: pl.DataFrame = ITEMS):
     """An index of the items, written in two blocks."""
     assert isinstance(encoder.model, TowerModel)
-    index = create_index(folder, "hash", encoder.model, ["title"])
+    index = create_index(folder, "--out", "hash", encoder.model, ["title"])
     return added(index, encoder, items)
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_index_is_refused(tmp_path, damage):
 
 
 def test_a_cross_encoder_has_no_item_vectors():
-    with pytest.raises(ConfigError, match="family cross has no item vectors"):
+    with pytest.raises(ConfigError, match="family cross, which has no item vectors"):
         encode_items(tiny_cross_encoder(), ["lamp"])
 
 
@@ -133,3 +133,17 @@ def test_vectors_dont_depend_on_what_is_encoded_beside(tmp_path):
         alone = [encode_items(encoder, [text]) for text in TEXTS]
     for place, one in enumerate(alone):
         assert np.abs(together.bytes_BMW[place].astype(int) - one.bytes_BMW[0]).max() <= 1
+
+
+def test_an_index_that_was_hardly_begun_is_begun_again_and_nothing_else_is_touched(tmp_path):
+    encoder = student()
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "vectors.i8").touch()
+    assert create_index(begun, "--out", "hash", encoder.model, ["title"]).manifest["rows"] == 0
+    (tmp_path / "file").touch()
+    for place in ("file", "."):
+        with pytest.raises(ConfigError, match=r"--out: .* is there already and no item index; give a new folder"):
+            create_index(tmp_path / place, "--out", "hash", encoder.model, ["title"])
+    with pytest.raises(ConfigError, match=r"--out: .* can't be written"):
+        create_index(tmp_path / "file" / "in" / "it", "--out", "hash", encoder.model, ["title"])

@@ -10,23 +10,26 @@ import numpy as np
 import polars as pl
 import pytest
 from builders import judgement, tiny_cross_encoder, write_jsonl
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from jobs.evaluate import evaluate_files
 from jobs.index import index_items
 from jobs.pipeline import run_until
+from jobs.train import check_models
 from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
-from rankstill.errors import DataError, GateError
+from rankstill.errors import DataError, GateError, InputError
 from rankstill.item_index import KnownItemScorer, open_index
 from rankstill.labels import LabelStore
 from rankstill.metrics import per_query
-from rankstill.model_config import Schedule
+from rankstill.model_config import Schedule, Student
 from rankstill.rankers import load_ranker
 from rankstill.registry import Registry
 from rankstill.scoring import torch_scorer
+from rankstill.students import make_student
 from rankstill.students.cross import add_grades
 
 ROOT = Path(__file__).parent.parent
@@ -310,7 +313,6 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         "label is text": ([source % texts], "label 'good'"),
         "typo": (["train.epocs=3"], "train.epochs"),
         "no weights": ([f"teacher.base={model}"], "no weights"),
-        "no such student": ([f"student.init={folder / 'nothing'}"], "student.init"),
     }
 
 
@@ -360,3 +362,39 @@ def test_judgements_that_measure_nothing_are_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [judgement("drill", item, 0) for item in range(4)])
     with pytest.raises(DataError, match="--judgements: all labels"):
         evaluate_files(load_config({"data": {"sources": [{"path": str(path)}]}}), "bm25", [str(path)], None, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["student.grades=4", "distill.grades.alpha=0.5"], r"student\.grades is 4 .* tells no grades apart"),
+        (["student.grades=4", "distill.grades.alpha={start: 0, end: 1}", "teacher.model={graded}"], "tells 3 grades"),
+        (["distill.features.relation=1"], r"relation_heads is 12, which doesn't divide"),
+        (["distill.features.hidden=1", "student.init={other}"], "another tokenizer than the teacher"),
+        (["student.prune.heads=0.5", "student.init={roberta}"], "a RobertaForSequenceClassification can't be pruned"),
+        (["student.init={late}"], r"is of family late; set student\.family=late"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_before_any_work(tmp_path, settings, told):
+    folders = {name: tmp_path / name for name in ("graded", "other", "roberta", "late")}
+    graded = tiny_cross_encoder()
+    add_grades(graded.model, 2)
+    graded.model.config.id2label = {grade: str(grade) for grade in range(3)}
+    graded.save(folders["graded"])
+    tiny_cross_encoder(width=48).save(folders["other"])
+    tiny_cross_encoder().tokenizer.save_pretrained(folders["roberta"])
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    RobertaForSequenceClassification(RobertaConfig(vocab_size=300, num_labels=1, **shape)).save_pretrained(
+        folders["roberta"]
+    )
+    make_student(Student(family="late"), tiny_cross_encoder(layers=3), 0).save(folders["late"])
+    filled = [text.format(**folders) if "{start" not in text else text for text in settings]
+    with pytest.raises(InputError, match=told):
+        check_models(load_config(TINY, [f"storage.root={tmp_path}", *filled]))
+
+
+def test_a_name_that_can_not_be_registered_is_refused_before_any_work(tmp_path):
+    given = ["--model", str(tmp_path), "--judgements", str(tmp_path), "--out", str(tmp_path / "out")]
+    result = shell("jobs.compress", *given, "--name", "a/b")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --name 'a/b' is no name")

@@ -8,7 +8,7 @@ from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, model_inputs
 from rankstill.encoders import random_model
-from rankstill.errors import ConfigError
+from rankstill.errors import ConfigError, ModelError
 from rankstill.model_config import RandomModel, Student
 from rankstill.scoring import torch_scorer
 from rankstill.students import make_student
@@ -24,7 +24,8 @@ def teacher() -> CrossEncoder:
 
 def towers(teacher: CrossEncoder, family: str, **settings) -> CrossEncoder:
     """A student whose head weighs as a trained one's, and not as little as a new one's."""
-    student = make_student(Student(family=family, layers=2, max_length=32, vectors=4, **settings), teacher, 0)
+    shape = {"layers": 2, "max_length": 32, "vectors": 4, **settings}
+    student = make_student(Student(family=family, **shape), teacher, 0)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in student.model.named_parameters():
@@ -141,3 +142,19 @@ def test_a_tokenizer_that_mixes_query_and_item_is_refused(teacher, monkeypatch):
     tokens_without_segments = tokens_of_lengths([5])
     with pytest.raises(ConfigError, match="doesn't tell query and item apart"):
         make_student(Student(family="bi", layers=2), mixed, 0)
+
+
+def test_a_trained_student_is_trained_on_as_it_is(teacher, tmp_path):
+    first = towers(teacher, "late", vectors=4, width=16)
+    first.save(tmp_path)
+    again = make_student(Student(family="late", init=str(tmp_path), vectors=4, width=16, max_length=32), None, seed=1)
+    np.testing.assert_array_equal(scored(again), scored(first))
+    for settings, told in (
+        ({"family": "late", "vectors": 8, "width": 16}, r"has vectors 4; set student\.vectors=4"),
+        ({"family": "bi", "width": 16}, r"has family late; set student\.family=late"),
+        ({"family": "cross"}, r"is of family late; set student\.family=late"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            make_student(Student(init=str(tmp_path), **settings), None, seed=0)
+    with pytest.raises(ModelError, match="is a two-tower student, no sentence encoder"):
+        load_bi_encoder(str(tmp_path), "teacher.model")

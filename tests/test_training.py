@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import ray
 from safetensors.torch import load_file
+from torch.utils import cpp_extension
 
 from jobs.fit import Fit, fit, history
 from jobs.run import Run
@@ -166,6 +167,10 @@ def test_a_student_learns_from_the_inside_of_its_teacher(tmp_path):
 
 
 def test_a_second_head_learns_the_teachers_grades(tmp_path):
+    # What a process leaves that is killed while it compiles.
+    orphan = Path(cpp_extension.get_default_build_root(), "deepspeed_orphan", "lock")
+    orphan.parent.mkdir(parents=True, exist_ok=True)
+    orphan.touch()
     train_pairs = pairs(16, "train")
     relevant = train_pairs["label"].to_numpy() > 0
     logits = [[0.0, 2.0, 8.0] if high else [8.0, 2.0, 0.0] for high in relevant]
@@ -183,6 +188,8 @@ def test_a_second_head_learns_the_teachers_grades(tmp_path):
     scorer = torch_scorer(load_cross_encoder(out, "test"), "cpu", "float32", 512, grades=True)
     found = scorer.score(train_pairs["query"].to_list(), train_pairs["text"].to_list())
     assert ((found.argmax(axis=1) == 2) == relevant).mean() > 0.9
+    assert not orphan.exists()
+    orphan.parent.rmdir()
 
 
 def test_a_diverged_training_ends_with_its_reason(tmp_path):

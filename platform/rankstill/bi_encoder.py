@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from rankstill.encoders import LOCAL, WEIGHTS, find_encoder, loading
 from rankstill.errors import ModelError
 from rankstill.scoring import is_bfloat16, plan_batches
+from rankstill.towers import is_tower
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def load_bi_encoder(
         ModelError: not a usable model, or a pooling other than mean and cls.
     """
     folder = find_encoder(name, field)
+    if is_tower(folder):
+        raise ModelError(f"{field}: {name!r} is a two-tower student, no sentence encoder; name one")
     with loading(name, field):
         tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
         model = AutoModel.from_pretrained(folder, **WEIGHTS)

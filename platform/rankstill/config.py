@@ -10,6 +10,10 @@ from rankstill.model_config import Distill, Section, Student, Teacher, Train
 Auto = Literal["auto"]
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""Names under which students are registered."""
+
+
 class Source(Section):
     """One file, folder or URL of judgements or items."""
 
@@ -82,10 +86,13 @@ class Mix(Section):
         return self
 
     def quotas(self, count: int) -> tuple[int, int, int]:
-        """How many of `count` items are best, further and random ones; what doesn't divide goes to the best."""
+        """How many of `count` items are best, further and random ones, by the method of largest remainders."""
         total = self.best + self.further + self.random
-        further, anything = (int(count * share / total + 1e-9) for share in (self.further, self.random))
-        return count - further - anything, further, anything
+        exact = [count * share / total for share in (self.best, self.further, self.random)]
+        quotas = [int(share + 1e-9) for share in exact]
+        for place in sorted(range(3), key=lambda place: quotas[place] - exact[place])[: count - sum(quotas)]:
+            quotas[place] += 1
+        return quotas[0], quotas[1], quotas[2]
 
 
 class Labels(Section):
@@ -181,7 +188,7 @@ class Resources(Section):
 class Config(Section):
     """Everything a run needs to know."""
 
-    name: str = Field(default="shop", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(default="shop", pattern=NAME)
     """Name under which students are registered."""
     data: Data
     """Judgements and items."""

@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -82,10 +82,10 @@ def prepare(config: Data, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def read_judgements(source: Source, config: Data, rejects: Path | None = None) -> pl.DataFrame:
-    """Pairs (schema PAIRS) of one file alone, such as the one that a model is evaluated on."""
+def read_judgements(sources: Sequence[Source], config: Data, rejects: Path | None = None) -> pl.DataFrame:
+    """Pairs (schema PAIRS) of some files alone, such as those that a model is evaluated on."""
     with Path(rejects or os.devnull).open("wb") as stream:
-        rows = config.model_copy(update={"sources": (source,), "shop": None})
+        rows = config.model_copy(update={"sources": tuple(sources), "shop": None})
         frame, _ = _read_sources(rows, "sources", stream, label="--judgements")
     return assemble_pairs(frame, rows)[0]
 

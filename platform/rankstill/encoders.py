@@ -158,7 +158,10 @@ def _checked(folder: Path, field: str, name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{field}: {name!r} has no config.json; give a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{field}: {name!r} has no weights (*.safetensors); save the model in safetensors format")
+        raise ModelError(
+            f"{field}: {name!r} has no weights (*.safetensors); save the model in safetensors format, or of"
+            " an int8 student take the float32 one"
+        )
     return folder
 
 

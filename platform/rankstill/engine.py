@@ -1,8 +1,8 @@
 """The DeepSpeed engine that trains: its settings, its whole weights, and safe loading of its checkpoints."""
 
 import contextlib
+import fcntl
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,6 @@ from rankstill.cross_encoder import CrossEncoder
 from rankstill.model_config import Train
 from rankstill.scoring import is_bfloat16
 
-STALE_SECONDS = 300.0
-"""Age at which the lock of a compilation, which takes less than a minute, has lost its owner."""
-
 
 def make_engine(encoder: CrossEncoder, train: Train, device: str, lists_per_worker: int, steps: int) -> Any:
     """Hand the model to `deepspeed.initialize`; the engine owns optimizer, schedule, precision and sharding."""
@@ -23,7 +20,8 @@ def make_engine(encoder: CrossEncoder, train: Train, device: str, lists_per_work
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # reads DS_ACCELERATOR when it is imported
 
-    _drop_stale_locks()
+    if device == "cpu":
+        _build_communication()
     deepspeed.utils.logger.setLevel("ERROR")
     optimizer = {"lr": train.learning_rate, "weight_decay": train.weight_decay, "torch_adam": True, "fused": True}
     rise = max(1, round(steps * train.warmup))
@@ -67,13 +65,24 @@ def one_precision(engine: Any) -> contextlib.AbstractContextManager[None]:
     return autocast_if_enabled(engine)
 
 
-def _drop_stale_locks() -> None:
-    """Remove what a process that was killed while it compiled DeepSpeed's op left: all others would wait for it."""
+def _build_communication() -> None:
+    """Compile what DeepSpeed communicates with on CPUs, where that isn't done yet, one process at a time.
+
+    torch marks a compilation by a file, which a process that is killed leaves behind and all others then wait for. The
+    kernel takes this lock from a process that ends: whoever holds it knows that such a file has lost its owner.
+    """
+    from deepspeed.accelerator import get_accelerator
+
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    for lock in root.glob("**/deepspeed_*/lock"):
-        with contextlib.suppress(FileNotFoundError):  # another worker was first
-            if time.time() - lock.stat().st_mtime > STALE_SECONDS:
-                lock.unlink()
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "rankstill.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        for orphan in root.glob("**/deepspeed_*/lock"):
+            orphan.unlink(missing_ok=True)
+        accelerator: Any = get_accelerator()
+        builder = accelerator.create_op_builder("ShareMemCommBuilder")
+        if builder is not None and builder.is_compatible():
+            builder.load()
 
 
 def whole_weights(engine: Any) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.errors import ConfigError, ModelError
 from rankstill.scoring import plan_batches
-from rankstill.storage import write_json
+from rankstill.storage import make_parent, write_json
 from rankstill.text import digest
 from rankstill.towers import TowerModel
 
@@ -107,9 +107,17 @@ def open_index(folder: Path, field: str, student: str = "") -> ItemIndex:
     return ItemIndex(folder, manifest)
 
 
-def create_index(folder: Path, student: str, model: TowerModel, fields: Iterable[str]) -> ItemIndex:
-    """An index without items, in a new folder."""
-    folder.mkdir(parents=True)
+def create_index(folder: Path, field: str, student: str, model: TowerModel, fields: Iterable[str]) -> ItemIndex:
+    """An index without items, in a new or empty folder.
+
+    Raises:
+        ConfigError: something else is there.
+    """
+    make_parent(folder, field)
+    started = {"vectors.i8", "scales.f32"}  # as far as one gets that is killed here
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= started):
+        raise ConfigError(f"{field}: {str(folder)!r} is there already and no item index; give a new folder")
+    folder.mkdir(exist_ok=True)
     for name in ("vectors.i8", "scales.f32"):
         (folder / name).touch()
     width = model.config.width or model.config.encoder_config.hidden_size
@@ -210,14 +218,14 @@ def encode_items(student: CrossEncoder, texts: Sequence[str], token_budget: int 
     )
 
 
-def tower_of(student: CrossEncoder) -> TowerModel:
+def tower_of(student: CrossEncoder, named: str = "the student") -> TowerModel:
     """The model of a student that encodes items by themselves.
 
     Raises:
         ConfigError: a cross-encoder, which doesn't.
     """
     if not isinstance(student.model, TowerModel):
-        raise ConfigError("a student of family cross has no item vectors; train one of family bi or late")
+        raise ConfigError(f"{named} is of family cross, which has no item vectors; take one of family bi or late")
     return student.model.eval()
 
 

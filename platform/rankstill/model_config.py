@@ -103,6 +103,13 @@ class TeacherMember(Section):
     answers: tuple[str, ...] = Field(default=("no", "yes"), min_length=2)
     """Answers of a causal model, worst first, such as no and yes, or grades; the logits of their first tokens count."""
 
+    @field_validator("prompt")
+    @classmethod
+    def _asks(cls, value: str) -> str:
+        if "{query}" not in value or "{text}" not in value:
+            raise ValueError(f"{value!r} doesn't hold {{query}} and {{text}}, which stand for the pair; write both")
+        return value
+
 
 class Teacher(TeacherMember):
     """The heavy model: ready-made, or an encoder fine-tuned on the judgements; alone, or first of an ensemble."""
@@ -259,6 +266,11 @@ class Grades(Section):
     """Temperature of its soft part, of its own."""
     alpha: Schedule = Schedule(start=0.0, end=0.0)
     """Weight of its soft part, for which the teacher must tell the same grades apart."""
+
+    @property
+    def soft(self) -> bool:
+        """Whether the teacher's logits of grades are needed."""
+        return bool(self.alpha.start or self.alpha.end)
 
     _in_range = field_validator("temperature", "alpha")(_in_range)
 

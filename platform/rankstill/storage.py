@@ -66,3 +66,15 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:  # another user's
         return True
     return True
+
+
+def make_parent(path: Path, field: str) -> None:
+    """Make the folder that `path` is to be in.
+
+    Raises:
+        ConfigError: it can't be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{field}: {str(path)!r} can't be written ({error.strerror}); give another folder") from error

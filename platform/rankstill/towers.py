@@ -6,6 +6,8 @@ tokenised pairs as cross-encoders do, and cut them in two themselves: they train
 Axes: P pairs, L tokens, S query tokens, M vectors of an item, W their width, D width of the encoder.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -153,6 +155,11 @@ class TowerModel(PreTrainedModel):
 
     def _states(self, ids_PL: Tensor, mask_PL: Tensor) -> Tensor:
         return self.encoder(input_ids=ids_PL, attention_mask=mask_PL.long()).last_hidden_state
+
+
+def is_tower(folder: Path) -> bool:
+    """Whether a model folder holds a two-tower student."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == TowerConfig.model_type
 
 
 def _mean(states_PLD: Tensor, mask_PL: Tensor) -> Tensor:

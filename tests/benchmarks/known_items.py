@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cross = random_cross_encoder(pairs, arguments.layers, arguments.width, Path(folder, "model"))
         late = make_student(Student(family="late", layers=arguments.layers, width=64, max_length=128), cross, 0)
-        index = create_index(Path(folder, "index"), "random", tower_of(late), ["title"])
+        index = create_index(Path(folder, "index"), "--out", "random", tower_of(late), ["title"])
         missing = missing_items(index, items)
         start = time.perf_counter()
         index = append_items(index, missing, [encode_items(late, missing["text"].to_list())])

@@ -75,8 +75,10 @@ def scored_lists(files: Sequence[str], steps: int) -> pl.DataFrame:
     """Lists of pairs, generated or from files, with random scores: as many as one epoch takes."""
     count = steps * LISTS * LIST_SIZE
     data = Data(shop=Shop(), fields=("title",))
-    read = [read_judgements(Source(path=file), data) for file in files]
-    pairs = pl.concat(read).sample(count, seed=0, shuffle=True) if read else generated_pairs(count)
+    if files:
+        pairs = read_judgements([Source(path=file) for file in files], data).sample(count, seed=0, shuffle=True)
+    else:
+        pairs = generated_pairs(count)
     scores = np.random.default_rng(0).normal(size=pairs.height).astype(np.float32)
     numbered = pairs.with_row_index("row").with_columns(
         query_id=(pl.col("row") // LIST_SIZE).cast(pl.String),

@@ -18,7 +18,13 @@ from rankstill.pruned import PrunedBertConfig
 def make_cross(config: Student, teacher: CrossEncoder | None) -> CrossEncoder:
     """A small cross-encoder; its tokenizer is the teacher's unless it comes from a folder of its own."""
     if config.init not in ("teacher", "random"):
-        return load_cross_encoder(config.init, "student.init", config.max_length, fresh_head=True)
+        student = load_cross_encoder(config.init, "student.init", config.max_length, fresh_head=True)
+        if student.family != "cross":
+            raise ConfigError(
+                f"student.init {config.init!r} is of family {student.family}; set student.family={student.family}, or"
+                " name a cross-encoder or encoder"
+            )
+        return student
     assert teacher is not None
     if config.init == "teacher":
         return from_layers(teacher, config.layers, config.max_length)

@@ -24,9 +24,7 @@ def prune(
     Raises:
         ModelError: no BERT.
     """
-    model = student.model
-    if not isinstance(model, BertForSequenceClassification):
-        raise ModelError(f"student.prune: a {type(model).__name__} can't be pruned, a BERT can; set its shares to 0")
+    model = prunable(student)
     heads, units = importances(student, lists, parts, objective)
     size = bert_layers(model)[0].attention.self.attention_head_size
     chosen_heads = [_most(values, shares.heads) for values in heads]
@@ -41,6 +39,18 @@ def prune(
     return CrossEncoder(pruned, student.tokenizer, student.max_length)
 
 
+def prunable(student: CrossEncoder) -> BertForSequenceClassification:
+    """The model of a student that can be pruned.
+
+    Raises:
+        ModelError: no BERT.
+    """
+    if not isinstance(student.model, BertForSequenceClassification):
+        kind = type(student.model).__name__
+        raise ModelError(f"student.prune: a {kind} can't be pruned, a BERT can; set its shares to 0")
+    return student.model
+
+
 def importances(
     student: CrossEncoder, lists: TokenisedLists, parts: Sequence[Rows], objective: Objective
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -50,8 +60,7 @@ def importances(
     Neubig 2019, "Are Sixteen Heads Really Better than One?", for heads, and for units the first-order term of Molchanov
     et al. 2019, "Importance Estimation for Neural Network Pruning".
     """
-    model = student.model.eval()
-    assert isinstance(model, BertForSequenceClassification)
+    model = prunable(student).eval()
     gates, hooks = [], []
     for layer in bert_layers(model):
         size = layer.attention.self.attention_head_size
@@ -81,5 +90,5 @@ def _gating(gate: Tensor, repeats: int) -> Callable[[nn.Module, tuple[Tensor, ..
 
 def _most(values: Tensor, share: float) -> Tensor:
     """Places of the most important values, all but `share` of them, in order."""
-    count = max(1, round(len(values) * (1.0 - share)))
+    count = max(1, len(values) - int(len(values) * share + 0.5))
     return values.topk(count).indices.sort().values

@@ -3,12 +3,12 @@
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rankstill.bi_encoder import load_bi_encoder
-from rankstill.cross_encoder import CrossEncoder
-from rankstill.encoders import random_model
+from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
+from rankstill.encoders import find_encoder, random_model
 from rankstill.errors import ConfigError
 from rankstill.model_config import Student
 from rankstill.students.cross import take_layers
-from rankstill.towers import TowerConfig, TowerModel
+from rankstill.towers import TowerConfig, TowerModel, is_tower
 
 
 def make_towers(config: Student, teacher: CrossEncoder | None) -> CrossEncoder:
@@ -17,6 +17,8 @@ def make_towers(config: Student, teacher: CrossEncoder | None) -> CrossEncoder:
     Raises:
         ConfigError: more layers than the encoder has, or a tokenizer that doesn't tell query and item apart.
     """
+    if config.init not in ("teacher", "random") and is_tower(find_encoder(config.init, "student.init")):
+        return _continued(config)
     encoder, tokenizer = _encoder_of(config, teacher)
     cls_id = tokenizer.cls_token_id
     tower = TowerConfig(
@@ -36,6 +38,24 @@ def make_towers(config: Student, teacher: CrossEncoder | None) -> CrossEncoder:
             f"student.init {config.init!r}: its tokenizer doesn't tell query and item apart; take one that gives"
             " token_type_ids, such as BERT's, or family cross"
         )
+    return student
+
+
+def _continued(config: Student) -> CrossEncoder:
+    """A two-tower student that was trained before, as it is.
+
+    Raises:
+        ConfigError: one of another shape.
+    """
+    student = load_cross_encoder(config.init, "student.init", config.max_length)
+    assert isinstance(student.model, TowerModel)
+    shape = student.model.config
+    wanted = {"family": config.family, "width": config.width}
+    if config.family == "late":
+        wanted["vectors"] = config.vectors
+    for name, value in wanted.items():
+        if (found := getattr(shape, name)) != value:
+            raise ConfigError(f"student.init {config.init!r} has {name} {found}; set student.{name}={found}")
     return student
 
 
