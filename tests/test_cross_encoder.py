@@ -3,15 +3,18 @@ import struct
 
 import numpy as np
 import orjson
+import polars as pl
 import pytest
 import torch
 from builders import made_up_pairs, tiny_cross_encoder
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
+from sentence_transformers import CrossEncoder as PeerCrossEncoder
 
 from rankstill import cross_encoder
 from rankstill.cross_encoder import collate, load_cross_encoder, model_inputs, tokenise_pairs
 from rankstill.errors import ModelError
+from rankstill.rankers import load_ranker
 from rankstill.scoring import torch_scorer
 from rankstill.students.cross import from_layers
 
@@ -225,3 +228,13 @@ def test_pairs_are_tokenised_in_chunks_that_nobody_notices(monkeypatch):
     assert [ids.tolist() for ids in chunked.segment_ids] == [ids.tolist() for ids in whole.segment_ids]
     assert chunked.truncated.tolist() == whole.truncated.tolist()
     assert 0 < whole.truncated.sum() < 20
+
+
+def test_a_cross_encoder_of_sentence_transformers_is_taken_for_one(tmp_path):
+    tiny_cross_encoder(max_length=64).save(tmp_path / "ours")
+    peer = PeerCrossEncoder(str(tmp_path / "ours"), num_labels=1, device="cpu")
+    peer.save_pretrained(str(tmp_path / "theirs"))
+    pairs = pl.DataFrame({"query": ["red drill", "lamp"], "text": ["steel drill red", "chair"]})
+    expected = peer.predict(pairs.rows(), activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    found = load_ranker(str(tmp_path / "theirs"), "test", tmp_path).score(pairs)
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-5)

@@ -1,5 +1,6 @@
 """Anything that ranks, behind one call: baselines, registered models, artifacts, cross-encoders, sentence encoders."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
         return onnx_ranker(name, artifact, token_budget)
     folder = find_encoder(reference, field)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if (folder / "modules.json").exists():
+    if _is_sentence_encoder(folder):
         bi_encoder = load_bi_encoder(str(folder), field, device)
         count = sum(parameter.numel() for parameter in bi_encoder.model.parameters())
         return Ranker(name, lambda p: bi_encoder.score(p["query"].to_list(), p["text"].to_list()), count, size)
@@ -71,6 +72,13 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
         size,
         _trained_fields(folder),
     )
+
+
+def _is_sentence_encoder(folder: Path) -> bool:
+    """Whether a folder is in sentence-transformers' form, which it gives cross-encoders too, and no classifier's."""
+    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    classifies = any(name.endswith("ForSequenceClassification") for name in architectures)
+    return (folder / "modules.json").exists() and not classifies
 
 
 def onnx_ranker(name: str, artifact: Artifact, token_budget: int) -> Ranker:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 from datasets import Dataset, disable_progress_bars
 from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder import losses
@@ -35,10 +36,13 @@ def train_peer(
 ) -> float:
     """Train `student` on pairs (query_id, query, text, score) with "mse" or "margin_mse"; returns pairs a second.
 
-    The optimizer's settings are ours, and so is the number format.
+    The optimizer's settings are ours, and so are dropout and the number format.
     """
     disable_progress_bars()
     model = CrossEncoder(str(student), num_labels=1, max_length=max_length, device="cpu", local_files_only=True)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = train.dropout
     if recipe == "mse":
         rows = lists.select(query="query", text="text", label=pl.col("score").cast(pl.Float32))
         loss, batch = losses.MSELoss(model), pairs_a_step
