@@ -67,7 +67,7 @@ def test_every_format_gives_the_same_pairs(tmp_path, form):
         frame.write_ndjson(path)
     else:
         frame.write_csv(path, separator="\t" if form == "tsv" else ",")
-    pairs = read_judgements(Source(path=str(path)), Data(shop=Shop()))
+    pairs = read_judgements([Source(path=str(path))], Data(shop=Shop()))
     assert pairs["text"].to_list() == ["thing 1 | B C", "thing 2"]
     assert pairs["label"].to_list() == [2.0, 0.0]
 
@@ -278,7 +278,7 @@ def test_items_of_the_same_text_stay_apart_but_share_a_soft_label(tmp_path):
     assert pairs.select("item_id", "label").rows() == [("i1", 3.0), ("i2", 0.0)]
     assert pairs["pair_id"].n_unique() == 1
     assert summary["items"] == 1
-    labels = pl.DataFrame({"pair_id": pairs["pair_id"][:1], "score": [0.5]})
+    labels = pl.DataFrame({"pair_id": pairs["pair_id"][:1], "score": [0.5], "logits": [[0.0, 1.0]]})
     (built,) = build_lists(pairs, labels).to_pylist()
     assert [(item["item_id"], item["score"]) for item in built["items"]] == [("i1", 0.5), ("i2", 0.5)]
 
@@ -345,12 +345,12 @@ def test_a_shop_stands_in_for_files(tmp_path):
 def test_a_file_to_evaluate_on_is_read_alone(tmp_path):
     rows = [judgement("drill", 1, 1, split="test"), judgement("drill", 2, 0), judgement("lamp", 2, "x")]
     source = Source(path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
-    pairs = read_judgements(source, Data(shop=Shop(), max_bad_rows=0.5), tmp_path / "rejects.jsonl")
+    pairs = read_judgements([source], Data(shop=Shop(), max_bad_rows=0.5), tmp_path / "rejects.jsonl")
     assert pairs["item_id"].to_list() == ["i1", "i2"]
     assert set(pairs["split"]) == {"test"}
     assert len((tmp_path / "rejects.jsonl").read_bytes().splitlines()) == 1
     with pytest.raises(DataError, match="--judgements"):
-        read_judgements(source, Data(shop=Shop()))
+        read_judgements([source], Data(shop=Shop()))
 
 
 def test_rows_from_elsewhere_become_pairs_too():
@@ -373,7 +373,7 @@ def pairs_of(*rows: tuple[str, str, float | None]) -> pl.DataFrame:
 def test_lists_join_soft_labels_and_keep_the_order():
     pairs = pairs_of(("b", "2", 1.0), ("a", "1", None), ("b", "1", 0.0), ("a", "9", 3.0))
     labels = pl.DataFrame(
-        {"pair_id": ["a-1", "zzz", "b-1", "b-2"], "score": [0.25, 9.0, -4.0, 1.5]},
+        {"pair_id": ["a-1", "zzz", "b-1", "b-2"], "score": [0.25, 9.0, -4.0, 1.5], "logits": [[1.0, 2.0], *[None] * 3]},
         schema_overrides={"score": pl.Float32},
     )
     table = build_lists(pairs, labels)
@@ -383,16 +383,16 @@ def test_lists_join_soft_labels_and_keep_the_order():
             "query_id": "b",
             "query": "query b",
             "items": [
-                {"item_id": "2", "text": "t2", "label": 1.0, "score": 1.5},
-                {"item_id": "1", "text": "t1", "label": 0.0, "score": -4.0},
+                {"item_id": "2", "text": "t2", "label": 1.0, "score": 1.5, "logits": None},
+                {"item_id": "1", "text": "t1", "label": 0.0, "score": -4.0, "logits": None},
             ],
         },
         {
             "query_id": "a",
             "query": "query a",
             "items": [
-                {"item_id": "1", "text": "t1", "label": None, "score": 0.25},
-                {"item_id": "9", "text": "t9", "label": 3.0, "score": None},
+                {"item_id": "1", "text": "t1", "label": None, "score": 0.25, "logits": [1.0, 2.0]},
+                {"item_id": "9", "text": "t9", "label": 3.0, "score": None, "logits": None},
             ],
         },
     ]
@@ -400,7 +400,7 @@ def test_lists_join_soft_labels_and_keep_the_order():
 
 def test_lists_without_soft_labels():
     items = build_lists(pairs_of(("a", "1", 1.0)), None).to_pylist()[0]["items"]
-    assert items == [{"item_id": "1", "text": "t1", "label": 1.0, "score": None}]
+    assert items == [{"item_id": "1", "text": "t1", "label": 1.0, "score": None, "logits": None}]
 
 
 def test_the_fingerprint_follows_files_and_settings(tmp_path):

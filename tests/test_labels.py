@@ -12,7 +12,8 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def labels(*ids: str, score: float = 1.0) -> list[dict]:
-    return [{"pair_id": i, "query": "q", "item_id": "i", "score": score, "labelled_at": AT} for i in ids]
+    given = {"query": "q", "item_id": "i", "score": score, "logits": None, "labelled_at": AT}
+    return [{"pair_id": i, **given} for i in ids]
 
 
 def written(folder, *parts: list[dict]):
