@@ -1,5 +1,6 @@
 """Encode items ahead of time with a two-tower student, on a Ray Data actor pool."""
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import torch
 
-from jobs.pool import map_folder, write_blocks
+from jobs.pool import BlockActor, map_blocks
 from jobs.run import Run
 from rankstill import item_index
 from rankstill.artifacts import Artifact, load_artifact
@@ -23,7 +23,6 @@ from rankstill.errors import ModelError
 from rankstill.item_index import MANIFEST, ItemIndex, ItemVectors
 from rankstill.progress import Reporter
 from rankstill.registry import find_version
-from rankstill.relay import relay
 from rankstill.schema import ProgressEvent
 from rankstill.storage import work_folder
 
@@ -45,26 +44,32 @@ class IndexJob:
     device: str
     threads: int
     token_budget: int
-    total: int
-    mailbox: Any
+    gpus: float = 0.0
 
 
-class EncodeActor:
+class EncodeActor(BlockActor):
     """Holds a student and encodes blocks of items."""
 
     def __init__(self, job: IndexJob) -> None:
         torch.set_num_threads(job.threads)
         self._job = job
+        self._turn = threading.Lock()
         self._student = load_artifact(Path(job.folder)).encoder()
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """item_id and digest with the bytes of vectors and scales."""
-        found = item_index.encode_items(self._student, batch["text"].to_pylist(), self._job.token_budget)
-        self._job.mailbox.put.remote(ProgressEvent("index", batch.num_rows, self._job.total, "item", {}))
-        columns = {name: batch[name] for name in DIGEST_COLUMNS}
-        vectors = [one.tobytes() for one in found.bytes_BMW]
-        scales = [one.tobytes() for one in found.scales_BM]
-        return pa.table({**columns, "vectors": pa.array(vectors, pa.binary()), "scales": pa.array(scales, pa.binary())})
+    def work(self, block: str) -> dict[str, Any]:
+        """Encode a block of items: item_id and digest with the bytes of vectors and scales; tells how many."""
+        items = pl.read_parquet(block)
+        with self._turn:
+            found = item_index.encode_items(self._student, items["text"].to_list(), self._job.token_budget)
+        vectors = pl.Series("vectors", [one.tobytes() for one in found.bytes_BMW], pl.Binary)
+        scales = pl.Series("scales", [one.tobytes() for one in found.scales_BM], pl.Binary)
+        items.select(*DIGEST_COLUMNS, vectors, scales).write_parquet(encoded(block))
+        return {"items": items.height}
+
+
+def encoded(block: str) -> Path:
+    """What becomes of a block."""
+    return Path(block).with_suffix(".encoded")
 
 
 def main() -> None:
@@ -119,11 +124,14 @@ def index_items(config: Config, model: str, path: str, out: Path, prune: bool) -
 def _encode(run: Run, artifact: Artifact, index: ItemIndex, missing: pl.DataFrame) -> ItemIndex:
     share, labels = run.share, run.config.labels
     with work_folder(run.root, "index") as aside:
-        write_blocks(missing, aside / "pending", labels.block)
-        with relay(run.reporter) as mailbox:
-            job = IndexJob(str(artifact.folder), "cpu", share.actor_cpus, labels.token_budget, missing.height, mailbox)
-            map_folder(EncodeActor, job, aside / "pending", aside / "done", share.actors, labels.block)
-        files = sorted((aside / "done").glob("*.parquet"))
+        blocks = []
+        for place, part in enumerate(missing.iter_slices(labels.block)):
+            blocks.append(str(aside / f"{place:06d}.parquet"))
+            part.write_parquet(blocks[-1])
+        job = IndexJob(str(artifact.folder), "cpu", share.actor_cpus, labels.token_budget)
+        for row in map_blocks(EncodeActor, job, blocks, share.actors):
+            run.reporter.advance(ProgressEvent("index", row["items"], missing.height, "item", {}))
+        files = [encoded(block) for block in blocks]
         order = pl.concat([pl.read_parquet(file, columns=list(DIGEST_COLUMNS)) for file in files])
         return item_index.append_items(index, order, _blocks(files, index))
 

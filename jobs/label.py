@@ -1,31 +1,22 @@
 """Score pairs with the teacher on a Ray Data actor pool and keep the scores as soft labels."""
 
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from jobs.pool import map_folder, write_blocks
+from jobs.labelling import Labeller, label_missing, open_labeller
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import Taught, judged_split
 from rankstill.bm25 import Bm25
 from rankstill.candidates import made_pairs, unlabelled_pairs
 from rankstill.data import build_lists, with_pair_id
-from rankstill.labels import LabelStore
-from rankstill.relay import relay
-from rankstill.schema import LABELS, ProgressEvent
-from rankstill.scoring import is_bfloat16
-from rankstill.storage import work_folder, write_json
-from rankstill.teachers.cross_encoder import fingerprint
+from rankstill.storage import write_json
 from rankstill.teachers.ensemble import Ensemble
-from rankstill.teachers.kinds import TeacherModel, gain_scores, load_teacher
 
 
 @dataclass(frozen=True)
@@ -35,6 +26,8 @@ class Labelled:
     key: str
     folder: Path
     fingerprint: str
+    store: str
+    """Folder or URL."""
 
     @property
     def train(self) -> Path:
@@ -47,56 +40,6 @@ class Labelled:
         return self.folder / "valid.parquet"
 
 
-@dataclass(frozen=True)
-class Labeller:
-    """A model that labels, and the store that its labels go to."""
-
-    model: TeacherModel
-    precision: str
-    store: LabelStore
-
-    @property
-    def task(self) -> str:
-        """Name shown with progress."""
-        return "label" if self.model.kind == "cross" else f"label ({self.model.kind} {Path(self.model.folder).name})"
-
-
-@dataclass(frozen=True)
-class LabelJob:
-    """What a labelling actor needs to know."""
-
-    task: str
-    model: TeacherModel
-    precision: str
-    token_budget: int
-    device: str
-    threads: int
-    total: int
-    mailbox: Any = None
-
-
-class LabelActor:
-    """Holds a labelling model and scores blocks of pairs."""
-
-    def __init__(self, job: LabelJob) -> None:
-        torch.set_num_threads(job.threads)
-        self._job = job
-        self._teacher = load_teacher(job.model, "teacher", job.device, job.precision, job.token_budget)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Add scores, and logits where the model gives grades; keep the columns of schema LABELS."""
-        pairs = batch["query"].to_pylist(), batch["text"].to_pylist()
-        logits = self._teacher.logits(*pairs) if self._teacher.logits else None
-        scores = (self._teacher.score(*pairs) if logits is None else gain_scores(logits)).astype(np.float32)
-        if self._job.mailbox is not None:
-            self._job.mailbox.put.remote(ProgressEvent(self._job.task, len(scores), self._job.total, "pair", {}))
-        now = np.full(len(scores), np.datetime64(datetime.now(UTC).replace(tzinfo=None), "ms"))
-        columns = {name: batch[name] for name in ("pair_id", "query", "item_id")}
-        listed = pa.nulls(len(scores)) if logits is None else pa.array(list(logits))
-        times = pa.array(now).cast(LABELS.field("labelled_at").type)
-        return pa.table({**columns, "score": scores, "logits": listed, "labelled_at": times}).cast(LABELS)
-
-
 def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     """Label what has no label yet, then join judgements and soft labels to candidate lists."""
     settings = run.config.labels
@@ -107,33 +50,36 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     key = step_key(prepared.key, taught.key, fingerprints, combine, wanted, run.config.train.seed)
 
     def build(folder: Path) -> None:
-        train, valid = (judged_split(prepared.pairs, split) for split in ("train", "valid"))
-        train = pl.concat([train, *further_pairs(run, prepared, train)], how="diagonal")
+        train, valid = pairs_to_label(run, prepared)
         both = pl.concat([train, valid], how="diagonal")
-        labels = combine_labels(taught.ensemble, both, [label_pairs(run, one, both) for one in labellers], combine)
+        found = [labels_for(run, one, both, prepared.key) for one in labellers]
+        labels = combine_labels(taught.ensemble, both, found, combine)
         for split, pairs in (("train", train), ("valid", valid)):
             pq.write_table(build_lists(pairs, labels), folder / f"{split}.parquet")
-        stores = {one.store.fingerprint: [str(file) for file in one.store.files()] for one in labellers}
+        stores = {one.store.where: [commit.run for commit in one.store.commits()] for one in labellers}
         write_json(folder / "labels.json", stores)
 
-    return Labelled(key, run.step("lists", key, build), labellers[0].store.fingerprint)
+    store = labellers[0].store
+    return Labelled(key, run.step("lists", key, build), store.fingerprint, store.where)
 
 
-def open_labeller(run: Run, model: TeacherModel) -> Labeller:
-    """A model with the store under its fingerprint."""
-    fields = run.config.data.fields
-    precision = "bfloat16" if is_bfloat16(run.config.labels.precision, run.share.device) else "float32"
-    described = {**asdict(model), "fields": list(fields), "precision": precision}
-    store = LabelStore(run.root / "labels", fingerprint(model, fields, precision), described)
-    return Labeller(model, precision, store)
+def pairs_to_label(run: Run, prepared: Prepared) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Pairs to learn from, judged and not, and pairs to choose on."""
+    train, valid = (judged_split(prepared.pairs, split) for split in ("train", "valid"))
+    return pl.concat([train, *further_pairs(run, prepared, train)], how="diagonal"), valid
 
 
 def combine_labels(
     ensemble: Ensemble, pairs: pl.DataFrame, labels: list[pl.DataFrame], how: Literal["mean", "agreement"]
 ) -> pl.DataFrame:
-    """One score a pair from the members' (each a frame of pair_id, score and logits); logits are the main member's."""
+    """One score a pair from the members' (each a frame of pair_id, score and logits); logits are the main member's.
+
+    A pair that a member couldn't score has none.
+    """
     if len(labels) == 1:
         return labels[0]
+    for one in labels:
+        pairs = pairs.join(one, on="pair_id", how="semi", maintain_order="left")
     columns = [pairs.join(one, on="pair_id", how="left", maintain_order="left")["score"].to_numpy() for one in labels]
     scores = [column.astype(np.float64) for column in columns]
     combined = ensemble.combine(scores) if how == "mean" else ensemble.choose(pairs, scores)
@@ -158,32 +104,11 @@ def further_pairs(run: Run, prepared: Prepared, train: pl.DataFrame) -> list[pl.
     return [with_pair_id(pairs) for pairs in further]
 
 
-def label_pairs(run: Run, labeller: Labeller, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Score the pairs that the store lacks and append them as one commit; returns pair_id, score and logits of all."""
-    missing = labeller.store.missing(pairs).select("pair_id", "query", "item_id", "text")
-    run.reporter.event(
-        "labels", state="counted", model=labeller.model.folder, pairs=pairs.height, missing=missing.height
-    )
-    if missing.height:
-        with work_folder(run.root, "labels") as aside:
-            # By text, so that sentence encoders, which encode each text of a block once, meet an item in one block.
-            write_blocks(missing.sort("text", maintain_order=True), aside / "pending", run.config.labels.block)
-            with relay(run.reporter) as mailbox:
-                share = run.share
-                job = LabelJob(
-                    task=labeller.task,
-                    model=labeller.model,
-                    precision=labeller.precision,
-                    token_budget=run.config.labels.token_budget,
-                    device=share.device,
-                    threads=share.actor_cpus,
-                    total=missing.height,
-                    mailbox=mailbox,
-                )
-                map_folder(LabelActor, job, aside / "pending", aside / "done", share.actors, run.config.labels.block)
-            labeller.store.append(aside / "done")
-    scores = labeller.store.scan().select("pair_id", "score", "logits").unique("pair_id")
-    return scores.join(pairs.lazy().select("pair_id"), on="pair_id", how="semi").collect()
+def labels_for(run: Run, labeller: Labeller, pairs: pl.DataFrame, data: str) -> pl.DataFrame:
+    """pair_id, score and logits of all pairs that can be scored, of which the store keeps those that it lacked."""
+    label_missing(run, labeller, pairs.lazy(), data)
+    scores = labeller.store.scan().select("pair_id", "score", "logits")
+    return scores.join(pairs.lazy().select("pair_id").unique(), on="pair_id", how="semi").collect()
 
 
 if __name__ == "__main__":

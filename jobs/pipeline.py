@@ -34,14 +34,18 @@ def main(verb: str = "pipeline") -> None:
     """Parse, then run or plan, then print what was made."""
     steps = "\nSteps before it run too; a step whose output for the same inputs stands is skipped."
     parser = make_parser(f"jobs.{verb}", VERBS[verb] + steps)
-    parser.add_argument("--dry-run", action="store_true", help="check config and input, print the plan and its size")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check config and input, print the plan and its cost",
+    )
     add_config_arguments(parser)
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.dry_run:
-        from jobs.plan import plan_rows
+        from jobs.plan import print_plan
 
-        print(format_table(plan_rows(config)))
+        print_plan(config, labels=verb != "teach")
         return
     start = time.monotonic()
     made = run_until(config, verb)
@@ -71,7 +75,7 @@ def run_until(config: Config, verb: str = "pipeline") -> Made:
             return Made(places)
         places |= {"gate": str(gate(run, prepared, taught).folder / "gate.json")}
         labelled = label(run, prepared, taught)
-        places |= {"labels": str(run.root / "labels" / labelled.fingerprint), "lists": str(labelled.folder)}
+        places |= {"labels": labelled.store, "lists": str(labelled.folder)}
         if verb == "label":
             return Made(places)
         return _student(run, prepared, taught, labelled, places, verb)

@@ -1,29 +1,43 @@
-"""What a run would do, for `--dry-run`: nothing is computed but what reading the input takes."""
+"""What a run would do, for `--dry-run`: the input is read, and a sample is labelled to tell what labelling costs."""
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from jobs.prepare import Prepared
 from jobs.teach import judged_split, label_max, teacher_key
 from jobs.train import check_models
+from rankstill.cli import format_table
 from rankstill.config import Config
 from rankstill.data import fingerprint_data, prepare
 from rankstill.model_config import Train
+from rankstill.progress import Reporter
 
 
-def plan_rows(config: Config) -> list[list[str]]:
-    """Table rows: each step, whether its output stands already, and the size of its work; header first.
+def print_plan(config: Config, labels: bool) -> None:
+    """Print each step with its work, and what labelling costs if `labels` are part of the run. Nothing is kept.
 
     Raises:
         InputError: what the run itself would refuse about the data or the models.
     """
-    root = config.storage.folder
-    key = fingerprint_data(config.data)[:16]
     with tempfile.TemporaryDirectory() as aside:
-        summary = prepare(config.data, Path(aside))
-        pairs = Prepared(key, Path(aside)).pairs
+        prepared = Prepared(fingerprint_data(config.data)[:16], Path(aside))
+        summary = prepare(config.data, prepared.folder)
+        print(format_table(plan_rows(config, prepared, summary)))
+        if labels:
+            from jobs.cost import HEADER, labelling_cost
+            from jobs.run import Run
+
+            with Reporter() as reporter:
+                costs = labelling_cost(Run(config, reporter), prepared)
+            print("\n" + format_table([HEADER, *(cost.row() for cost in costs)]))
+
+
+def plan_rows(config: Config, prepared: Prepared, summary: dict[str, Any]) -> list[list[str]]:
+    """Table rows: each step, whether its output stands already, and the size of its work; header first."""
+    root, key, pairs = config.storage.folder, prepared.key, prepared.pairs
     train, valid, test = (judged_split(pairs, split) for split in ("train", "valid", "test"))
     label_max(train)
     check_models(config)

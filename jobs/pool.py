@@ -1,18 +1,19 @@
-"""Ray Data actor pools that turn folders of Parquet files into others."""
+"""Ray Data actor pools that work through blocks: files of rows, each turned into files of results."""
 
+import json
 import logging
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import polars as pl
 import ray
 import ray.data
 
-ACTOR_SHARE = 0.5
-"""CPUs that Ray counts for a labelling actor per thread of it. Were it 1, actors would hold every CPU of a small
-cluster, and no task could read what they wait for."""
-IO_CPUS = 0.1
-"""CPUs that Ray counts for a read or write task."""
+from rankstill import errors
+from rankstill.errors import RankstillError
+
+CALLS_PER_ACTOR = 2
+"""Blocks that an actor is at work on: one is read and tokenised while another is computed."""
 
 
 class PoolJob(Protocol):
@@ -28,29 +29,60 @@ class PoolJob(Protocol):
         """CPU threads of one actor."""
         ...
 
-
-def write_blocks(pairs: pl.DataFrame, folder: Path, rows: int) -> None:
-    """Write pairs as Parquet files of `rows` rows each: one file is one unit of work."""
-    folder.mkdir(parents=True)
-    for place, block in enumerate(pairs.iter_slices(rows)):
-        block.write_parquet(folder / f"{place:06d}.parquet")
+    @property
+    def gpus(self) -> float:
+        """GPUs of one actor, where the device is cuda."""
+        ...
 
 
-def map_folder(actor: Any, job: PoolJob, pending: Path, done: Path, actors: int, block: int) -> None:
-    """Let a pool of actors, made of `job`, turn the Parquet files of `pending` into Parquet files in `done`."""
+class BlockActor(ABC):
+    """Works through blocks, several calls at a time. What it writes for a block replaces what is there."""
+
+    @abstractmethod
+    def work(self, block: str) -> dict[str, Any]:
+        """Work through one block; returns what the driver is told, as JSON has it."""
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        """`work` for Ray Data. Errors of ours are told like results, since Ray keeps no more of them than text."""
+        (block,) = map(str, batch["block"])
+        try:
+            return {"error": [""], "told": [json.dumps(self.work(block))]}
+        except RankstillError as error:
+            return {"error": [type(error).__name__], "told": [str(error)]}
+
+
+def map_blocks(
+    actor: type[BlockActor], job: PoolJob, blocks: Sequence[str], actors: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
+    """Let a pool of actors, made of `job`, work through blocks; what they tell comes as they tell it.
+
+    A block whose actor dies is worked through again by another. `actors` are the fewest and the most.
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.use_datasource_v2 = False  # which would make one block of many small files
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    files = sorted(pending.glob("*.parquet"))
     on_gpu = job.device == "cuda"
-    pool = ray.data.ActorPoolStrategy(size=min(actors, len(files)))
-    ray.data.read_parquet([str(file) for file in files], override_num_blocks=len(files), num_cpus=IO_CPUS).map_batches(
-        actor,
-        fn_constructor_args=(job,),
-        batch_format="pyarrow",
-        batch_size=block,
-        compute=pool,
-        num_gpus=1 if on_gpu else 0,
-        num_cpus=ACTOR_SHARE * (1 if on_gpu else job.threads),
-    ).write_parquet(str(done), ray_remote_args={"num_cpus": IO_CPUS})
+    fewest, most = (min(count, len(blocks)) for count in actors)
+    pool = ray.data.ActorPoolStrategy(
+        min_size=fewest,
+        max_size=most,
+        max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
+        enable_true_multi_threading=True,
+    )
+    named = [{"block": block} for block in blocks]
+    rows = (
+        ray.data.from_items(named, override_num_blocks=len(named))
+        .map_batches(
+            actor,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            compute=pool,
+            num_gpus=job.gpus if on_gpu else 0,
+            num_cpus=1 if on_gpu else job.threads,
+        )
+        .iter_rows()
+    )
+    for row in rows:
+        if row["error"]:
+            raise getattr(errors, row["error"])(row["told"])
+        yield json.loads(row["told"])

@@ -62,18 +62,24 @@ def teach(run: Run, prepared: Prepared) -> Taught:
         main = find_encoder(config.model, "teacher.model")
     else:
         main = run.step("teachers", key, build)
-    models = [teacher_model(config, main, config.max_length)]
+    models = [teacher_model(config, main, config.max_length), *member_models(config)]
     if not config.ensemble and config.kind == "cross":  # other kinds need the manifest that says what they are
         return Taught(key, main, Ensemble((Member(models[0], 1.0),)))
-    for place, member in enumerate(config.ensemble):
-        name = config.base if member.model == "base" else member.model
-        folder = find_encoder(name, f"teacher.ensemble.{place}.model")
-        models.append(teacher_model(member, folder, config.max_length))
     weights = [config.weight, *(member.weight for member in config.ensemble)]
     described = [[model_identity(model.folder, "teacher"), model.kind, model.prompt, model.answers] for model in models]
     key = step_key(key, prepared.key, described, weights)
     folder = run.step("ensembles", key, lambda folder: _standardise(run, prepared, models, weights).write(folder))
     return Taught(key, folder, read_ensemble(folder, "teacher"))
+
+
+def member_models(config: Teacher) -> list[TeacherModel]:
+    """The further members of an ensemble."""
+    models = []
+    for place, member in enumerate(config.ensemble):
+        name = config.base if member.model == "base" else member.model
+        folder = find_encoder(name, f"teacher.ensemble.{place}.model")
+        models.append(teacher_model(member, folder, config.max_length))
+    return models
 
 
 def teacher_model(config: TeacherMember, folder: Path, max_length: int) -> TeacherModel:

@@ -16,4 +16,4 @@ def test_more_processes_than_the_cluster_has_room_for_are_refused(field):
 def test_all_threads_are_shared_out():
     share = share_of(Resources(device="cpu"))
     assert share.workers == 1
-    assert share.actors * share.actor_cpus == share.worker_cpus
+    assert share.actors[0] * share.actor_cpus == share.worker_cpus

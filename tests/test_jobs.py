@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import DataError, GateError, InputError
 from rankstill.item_index import KnownItemScorer, open_index
-from rankstill.labels import LabelStore
+from rankstill.label_care import verify
+from rankstill.labels import open_store
 from rankstill.metrics import per_query
 from rankstill.model_config import Schedule, Student
 from rankstill.rankers import load_ranker
@@ -185,7 +187,8 @@ def test_each_pair_is_labelled_once(made, config):
     lists = pl.read_parquet(Path(made.places["lists"], "train.parquet")).explode("items").unnest("items")
     assert lists["score"].null_count() == 0
     assert lists["label"].null_count() > 0, "unlabelled candidates have soft labels only"
-    store = LabelStore(Path(config.storage.root, "labels"), Path(made.places["labels"]).name, {})
+    store = open_store(made.places["labels"], "")
+    assert verify(store).clean
     labels = store.scan().collect()
     assert labels["pair_id"].n_unique() == labels.height
     valid = pl.read_parquet(Path(made.places["lists"], "valid.parquet")).explode("items").unnest("items")
@@ -355,6 +358,8 @@ def test_dry_run_plans_and_writes_nothing(tmp_path):
     result = shell("jobs.pipeline", "--config", str(TINY), f"storage.root={tmp_path / 'root'}", "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "720 pairs" in result.stdout
+    counts = r"1,\d{3} +0 +1,\d{3} +[\d,]+ +[\d,]+ +0\.\d+ +-"
+    assert re.search(rf"pairs/s +hours +cost\n.*\n.+ \(as it is\) +{counts}", result.stdout)
     assert not (tmp_path / "root").exists()
 
 

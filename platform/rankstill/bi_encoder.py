@@ -1,7 +1,7 @@
 """A pretrained sentence encoder as a ranker: cosine of pooled query and item vectors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from rankstill.encoders import LOCAL, WEIGHTS, find_encoder, loading
 from rankstill.errors import ModelError
-from rankstill.scoring import is_bfloat16, plan_batches
+from rankstill.scoring import Work, is_bfloat16, plan_batches
 from rankstill.towers import is_tower
 
 
@@ -26,13 +26,16 @@ class BiEncoder:
     tokenizer: PreTrainedTokenizerFast
     pooling: str
     max_length: int
+    work: Work = field(default_factory=Work)
 
     def encode(self, texts: Sequence[str], token_budget: int = 8192) -> NDArray[np.float32]:
         """Unit vectors of texts, [B, D]."""
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, verbose=False)["input_ids"]
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         vectors = np.empty((len(ids), self.model.config.hidden_size), dtype=np.float32)
-        for rows in plan_batches(lengths, token_budget):
+        batches = plan_batches(lengths, token_budget)
+        self.work.add(lengths, batches)
+        for rows in batches:
             padded = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
             with torch.inference_mode():
                 hidden_BLD = self.model(**padded.to(self.model.device)).last_hidden_state.float()

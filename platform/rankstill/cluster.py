@@ -20,10 +20,12 @@ class Share:
     """Training workers."""
     worker_cpus: int
     """CPUs, and so threads, of one training worker."""
-    actors: int
-    """Labelling actors."""
+    actors: tuple[int, int]
+    """Labelling actors: the fewest and the most."""
     actor_cpus: int
     """CPU threads of one labelling actor."""
+    actor_gpus: float
+    """GPUs of one labelling actor."""
 
 
 def connect() -> None:
@@ -62,15 +64,20 @@ def share_of(resources: Resources) -> Share:
         raise ConfigError("resources.device is 'cuda' but the cluster has no GPU; use auto or cpu")
     on_gpu = resources.device == "cuda" or (resources.device == "auto" and gpus > 0)
     workers = resources.workers if resources.workers != "auto" else (gpus if on_gpu else 1)
-    actors = resources.actors if resources.actors != "auto" else (gpus if on_gpu else cpus)
     room, unit = (gpus, "GPUs") if on_gpu else (cpus, "CPUs")
-    for field, count in (("workers", workers), ("actors", actors)):
-        if count > room:
-            raise ConfigError(f"resources.{field} is {count} but the cluster has {room} {unit}; give {room} or fewer")
+    actor_room = max(1, int(gpus / resources.actor_gpus)) if on_gpu else cpus
+    actors = resources.actors if resources.actors != "auto" else actor_room
+    for field, count, limit in (("workers", workers, room), ("actors", actors, actor_room)):
+        if count > limit:
+            raise ConfigError(f"resources.{field} is {count} but the cluster has {room} {unit}; give {limit} or fewer")
+    most = actors if resources.max_actors == "auto" else resources.max_actors
+    if most < actors:
+        raise ConfigError(f"resources.max_actors is {most}, fewer than the {actors} actors; give {actors} or more")
     return Share(
         device="cuda" if on_gpu else "cpu",
         workers=workers,
         worker_cpus=max(1, min(largest, cpus // workers)),
-        actors=actors,
-        actor_cpus=max(1, cpus // actors),
+        actors=(actors, most),
+        actor_cpus=max(1, min(largest, cpus // actors)),
+        actor_gpus=resources.actor_gpus,
     )

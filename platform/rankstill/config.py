@@ -146,6 +146,8 @@ class Storage(Section):
 
     root: str = Field(default=".rankstill", min_length=1, pattern=r"^[^\x00]+$")
     """Folder of all outputs: prepared data, teachers, labels, students, artifacts, registry."""
+    labels: str = Field(default="", pattern=r"^[^\x00]*$")
+    """Folder or URL (such as s3://bucket/labels) of the label store; empty is the folder labels of `root`."""
 
     @field_validator("root")
     @classmethod
@@ -170,7 +172,13 @@ class Resources(Section):
     workers: int | Auto = "auto"
     """Training workers; auto is one a GPU, or one on CPUs."""
     actors: int | Auto = "auto"
-    """Labelling actors; auto is one a GPU, or one a CPU."""
+    """Labelling actors; auto is as many as the GPUs have room for, or one a CPU."""
+    max_actors: int | Auto = "auto"
+    """Labelling actors that a cluster which grows may come to; auto is no more than `actors`."""
+    actor_gpus: float = Field(default=1.0, gt=0)
+    """GPUs of one labelling actor, where there are GPUs; 0.5 lets two share one."""
+    price_per_hour: float = Field(default=0.0, ge=0)
+    """What the whole cluster costs an hour, in any currency; a dry run then tells what labelling costs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -179,7 +187,7 @@ class Resources(Section):
 
     @model_validator(mode="after")
     def _positive(self) -> "Resources":
-        for field in ("workers", "actors"):
+        for field in ("workers", "actors", "max_actors"):
             if (count := getattr(self, field)) != "auto" and count < 1:
                 raise ValueError(f"{field} is {count}; give 1 or more, or auto")
         return self

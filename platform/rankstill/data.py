@@ -156,13 +156,17 @@ def with_item_text(frame: pl.DataFrame, fields: Iterable[str]) -> pl.DataFrame:
 
 
 def build_lists(pairs: pl.DataFrame, labels: pl.DataFrame | None) -> pa.Table:
-    """Candidate lists (schema LISTS) of pairs, joined to soft labels where given; order of input kept."""
+    """Candidate lists (schema LISTS) of pairs, joined to soft labels where given; order of input kept.
+
+    A pair with neither judgement nor soft label, such as one that the teacher can't score, is left out.
+    """
     if labels is None:
         joined = pairs.with_columns(score=None, logits=None)
     else:
         soft = labels.select("pair_id", "score", "logits")
         joined = pairs.join(soft, on="pair_id", how="left", maintain_order="left")
     kept = (pl.col("label", "score").cast(pl.Float32), pl.col("logits").cast(pl.List(pl.Float32)))
+    joined = joined.filter(pl.any_horizontal(pl.col("label", "score").is_not_null()))
     lists = joined.group_by("query_id", "query", maintain_order=True).agg(items=pl.struct("item_id", "text", *kept))
     return lists.to_arrow().cast(LISTS)
 

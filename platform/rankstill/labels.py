@@ -1,58 +1,333 @@
-"""The label store: soft labels of one teacher, Parquet files under its fingerprint.
+"""The label store: soft labels of one teacher, in a folder or under a URL such as s3://bucket/labels.
 
-labels/<fingerprint>/teacher.json        what the fingerprint stands for
-labels/<fingerprint>/part-*.parquet      rows of schema LABELS
-labels/<fingerprint>/commit-*.json       the files and rows of each commit; a file no commit names isn't there
+<fingerprint>/teacher.json                        what the fingerprint stands for
+<fingerprint>/lease.json                          who writes; gone when nobody does
+<fingerprint>/commits/<run>.json                  what a run wrote: files with rows, bytes and SHA-256
+<fingerprint>/runs/<run>/labels-<bucket>-<n>.parquet   schema LABELS, pairs whose id begins with the bucket
+<fingerprint>/runs/<run>/rejects-<bucket>-<n>.jsonl    pairs that can't be scored, with the reason
+<fingerprint>/runs/<run>/pending/                 blocks that are still to be scored
+
+A file that no commit names isn't there. Files are written whole under names of their own, so that what a killed run
+finished is known by its name, and the next run commits it.
 """
 
+import hashlib
+import itertools
 import json
-import shutil
-import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from pyarrow import fs
 
+from rankstill.errors import DataError
+from rankstill.lease import Lease
 from rankstill.schema import LABELS
-from rankstill.storage import write_json
+from rankstill.trees import (
+    below,
+    is_file,
+    list_files,
+    list_folders,
+    local_folder,
+    open_tree,
+    read_bytes,
+    read_json,
+    remove_folder,
+    shown,
+    write_whole,
+)
+
+BUCKET_ROWS = 250_000
+"""Pairs that one process holds at a time: there are as many buckets as this takes."""
+HEX = "0123456789abcdef"
+COMMITS, RUNS, LEASE, TEACHER = "commits", "runs", "lease.json", "teacher.json"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a commit."""
+
+    path: str
+    """From the store's folder."""
+    rows: int
+    bytes: int
+    sha256: str
+
+    @property
+    def bucket(self) -> str:
+        """How the ids of its pairs begin."""
+        return Path(self.path).name.split("-")[1]
+
+    def meets(self, bucket: str) -> bool:
+        """Whether it may hold pairs of a bucket."""
+        return self.bucket.startswith(bucket) or bucket.startswith(self.bucket)
+
+    @property
+    def rejects(self) -> bool:
+        """Whether it holds rejected pairs."""
+        return self.path.endswith(".jsonl")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one run added."""
+
+    run: str
+    files: tuple[StoredFile, ...]
+    told: Mapping[str, Any]
+    """What else its manifest says: the time, the data, the speed."""
+    replaces: tuple[str, ...] = ()
+    """Runs whose files it holds in place of theirs."""
+
+    @property
+    def rows(self) -> int:
+        """Labels in it."""
+        return sum(file.rows for file in self.files if not file.rejects)
 
 
 class LabelStore:
     """All soft labels of one teacher."""
 
-    def __init__(self, root: Path, fingerprint: str, teacher: dict[str, Any]) -> None:
-        self.folder = root / fingerprint
-        self.fingerprint = fingerprint
-        self.folder.mkdir(parents=True, exist_ok=True)
-        described = self.folder / "teacher.json"
-        if not described.exists():
-            write_json(described, teacher)
+    def __init__(self, tree: fs.SubTreeFileSystem, where: str) -> None:
+        self.tree = tree
+        self.where = where
+        """Folder or URL, for messages."""
 
-    def files(self) -> list[Path]:
-        """Label files of all commits."""
-        commits = sorted(self.folder.glob("commit-*.json"))
-        return [self.folder / name for commit in commits for name in json.loads(commit.read_text())["files"]]
+    @property
+    def fingerprint(self) -> str:
+        """The teacher's."""
+        return self.where.rsplit("/", 1)[-1]
 
-    def scan(self) -> pl.LazyFrame:
-        """All labels, lazily."""
-        files = self.files()
-        return pl.scan_parquet(files) if files else pl.LazyFrame(LABELS.empty_table())
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """What the fingerprint stands for."""
+        return read_json(self.tree, TEACHER)
 
-    def missing(self, pairs: pl.DataFrame) -> pl.DataFrame:
-        """The pairs, each id once, that have no label yet."""
-        stored = self.scan().select("pair_id").collect()
-        return pairs.unique("pair_id", keep="first", maintain_order=True).join(stored, on="pair_id", how="anti")
+    def commits(self, replaced: bool = False) -> list[Commit]:
+        """All commits that count, oldest first; with those that others have replaced if wanted."""
+        found = [_commit(read_json(self.tree, path)) for path in list_files(self.tree, COMMITS, ".json")]
+        gone = set() if replaced else {run for commit in found for run in commit.replaces}
+        return [commit for commit in found if commit.run not in gone]
 
-    def append(self, folder: Path) -> int:
-        """Take the Parquet files of `folder` (a finished write on the same disk) as one commit; return its rows."""
-        commit = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-        files = {}
-        for place, source in enumerate(sorted(folder.glob("*.parquet"))):
-            name = f"part-{commit}-{place:05d}.parquet"
-            files[name] = pq.read_metadata(source).num_rows
-            shutil.move(source, self.folder / name)
-        rows = sum(files.values())
-        write_json(self.folder / f"commit-{commit}.json", {"rows": rows, "files": files})
-        return rows
+    def files(self, bucket: str = "", rejects: bool = False) -> list[StoredFile]:
+        """Files of all commits that may hold pairs of a bucket."""
+        return [
+            file for commit in self.commits() for file in commit.files if file.rejects == rejects and file.meets(bucket)
+        ]
+
+    def scan(self, bucket: str = "") -> pl.LazyFrame:
+        """Labels whose pair ids begin with `bucket`, lazily; every pair is there once."""
+        frame = scan_files(self, [file.path for file in self.files(bucket)])
+        return frame.filter(pl.col("pair_id").str.starts_with(bucket)) if bucket else frame
+
+    def missing(self, pairs: pl.LazyFrame, aside: Path) -> Iterator[tuple[str, pl.DataFrame]]:
+        """The pairs, each id once, that are neither labelled nor rejected, bucket by bucket.
+
+        `pairs` is read once and spilt to the folder `aside` where it is more than one bucket. What is held at a time
+        is one bucket of it, and the ids of one stored file.
+        """
+        rows = pairs.select(pl.len()).collect(engine="streaming").item()
+        depth = bucket_depth(rows)
+        if not depth:
+            yield "", self._lacking(pairs.collect(engine="streaming"), "")
+            return
+        key = {"bucket": pl.col("pair_id").str.slice(0, depth)}
+        pairs.sink_parquet(pl.PartitionBy(aside, key=key, include_key=False), mkdir=True)
+        for bucket in map("".join, itertools.product(HEX, repeat=depth)):
+            if (aside / f"bucket={bucket}").is_dir():
+                frame = pl.read_parquet(aside / f"bucket={bucket}" / "*.parquet")
+                yield bucket, self._lacking(frame, bucket)
+
+    def _lacking(self, frame: pl.DataFrame, bucket: str) -> pl.DataFrame:
+        frame = frame.unique("pair_id", keep="first", maintain_order=True)
+        for part in in_groups(self.files(bucket), BUCKET_ROWS):
+            ids = scan_files(self, [file.path for file in part]).select("pair_id").collect()
+            frame = frame.join(ids, on="pair_id", how="anti", maintain_order="left")
+        for file in self.files(bucket, rejects=True):
+            rejected = [row["pair_id"] for row in read_rejects(self.tree, file.path)]
+            frame = frame.filter(~pl.col("pair_id").is_in(rejected))
+        return frame
+
+    @contextmanager
+    def writing(self, waiting: Callable[[str], None] | None = None) -> Iterator["LabelRun"]:
+        """A run that writes, one at a time.
+
+        Another's end is waited for, of which `waiting` is told; what killed runs finished is committed first.
+        """
+        run = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid4().hex[:8]}"
+        with Lease(self.tree, LEASE).held(waiting) as lease:
+            self._recover(lease)
+            writer = LabelRun(self, run, lease)
+            try:
+                yield writer
+            finally:
+                remove_folder(self.tree, f"{RUNS}/{run}/pending")
+
+    def append(self, table: pa.Table, **told: Any) -> Commit:
+        """Add labels (schema LABELS) as one commit."""
+        with self.writing() as run:
+            return run.commit([write_labels(self.tree, run.labels("", 0), table)], **told)
+
+    def _recover(self, lease: Lease) -> None:
+        """Commit the files of runs that ended without a commit."""
+        known = {Path(path).stem for path in list_files(self.tree, COMMITS, ".json")}
+        for run in list_folders(self.tree, RUNS):
+            if run not in known:
+                remove_folder(self.tree, f"{RUNS}/{run}/pending")
+                files = [stored_file(self.tree, path) for path in list_files(self.tree, f"{RUNS}/{run}")]
+                if files:
+                    LabelRun(self, run, lease).commit(files, recovered=True)
+                else:
+                    remove_folder(self.tree, f"{RUNS}/{run}")
+
+
+@dataclass(frozen=True)
+class LabelRun:
+    """What one writer writes."""
+
+    store: LabelStore
+    run: str
+    lease: Lease
+
+    def labels(self, bucket: str, number: int) -> str:
+        """Path of a file of labels."""
+        return f"{RUNS}/{self.run}/labels-{bucket}-{number:06d}.parquet"
+
+    def rejects(self, bucket: str, number: int) -> str:
+        """Path of a file of rejected pairs."""
+        return f"{RUNS}/{self.run}/rejects-{bucket}-{number:06d}.jsonl"
+
+    def pending(self, bucket: str, number: int) -> str:
+        """Path of a block to be scored, whose labels go to `labels_of` it."""
+        return f"{RUNS}/{self.run}/pending/labels-{bucket}-{number:06d}.parquet"
+
+    def commit(self, files: Sequence[StoredFile], replaces: Sequence[str] = (), **told: Any) -> Commit:
+        """Make the files count.
+
+        Raises:
+            RunError: another writer has taken over.
+        """
+        self.lease.check()
+        made = Commit(self.run, tuple(files), {"committed_at": _now(), **told}, tuple(replaces))
+        record = {"run": self.run, "fingerprint": self.store.fingerprint, "rows": made.rows, **made.told}
+        record |= {"replaces": list(replaces), "files": [asdict(file) for file in files]}
+        write_whole(self.store.tree, f"{COMMITS}/{self.run}.json", json.dumps(record, indent=1).encode())
+        return made
+
+
+def open_store(location: str, fingerprint: str, teacher: Mapping[str, Any] | None = None) -> LabelStore:
+    """The store of one teacher under a folder or URL; made where `teacher` says what the fingerprint stands for.
+
+    Raises:
+        ConfigError: the location can't be used.
+        DataError: no store is there.
+    """
+    store = store_at(location, fingerprint, make=teacher is not None)
+    if not is_file(store.tree, TEACHER):
+        if teacher is None:
+            raise DataError(f"{store.where!r} is no label store (it has no {TEACHER}); give the folder of one teacher")
+        write_whole(store.tree, TEACHER, json.dumps(dict(teacher), indent=1, ensure_ascii=False).encode())
+    return store
+
+
+def store_at(location: str, fingerprint: str, make: bool = False) -> LabelStore:
+    """The store at a place, whether anything is there or not; empty where not.
+
+    Raises:
+        ConfigError: the location can't be used.
+    """
+    where = below(location, fingerprint) if fingerprint else location
+    return LabelStore(open_tree(where, "storage.labels", make), shown(where))
+
+
+def bucket_depth(rows: int) -> int:
+    """Hexadecimal digits of a pair id that name its bucket, where so many pairs are to be cut into buckets."""
+    depth = 0
+    while rows > BUCKET_ROWS * len(HEX) ** depth:
+        depth += 1
+    return depth
+
+
+def scan_files(store: LabelStore, paths: Sequence[str]) -> pl.LazyFrame:
+    """Label files, lazily."""
+    if not paths:
+        return pl.LazyFrame(LABELS.empty_table())
+    if folder := local_folder(store.tree):
+        return pl.scan_parquet([folder / path for path in paths])
+    return pl.scan_pyarrow_dataset(ds.dataset(list(paths), schema=LABELS, format="parquet", filesystem=store.tree))
+
+
+def in_groups(files: Sequence[StoredFile], rows: int) -> Iterator[list[StoredFile]]:
+    """Files in groups of at most `rows` rows (at least one file each)."""
+    group: list[StoredFile] = []
+    for file in files:
+        if group and sum(one.rows for one in group) + file.rows > rows:
+            yield group
+            group = []
+        group.append(file)
+    if group:
+        yield group
+
+
+def labels_of(pending: str) -> str:
+    """Path of the labels of a pending block."""
+    return pending.replace("/pending/", "/")
+
+
+def rejects_of(pending: str) -> str:
+    """Path of the rejected pairs of a pending block."""
+    return labels_of(pending).replace("/labels-", "/rejects-").removesuffix(".parquet") + ".jsonl"
+
+
+def write_labels(tree: fs.SubTreeFileSystem, path: str, table: pa.Table) -> StoredFile:
+    """Write labels (schema LABELS) as one file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.cast(LABELS), sink, compression="zstd")
+    return _write(tree, path, sink.getvalue(), table.num_rows)
+
+
+def write_rejects(tree: fs.SubTreeFileSystem, path: str, rows: Sequence[Mapping[str, Any]]) -> StoredFile:
+    """Write rejected pairs, each with its `pair_id` and `reason`, as JSON lines."""
+    text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+    return _write(tree, path, text.encode(), len(rows))
+
+
+def read_rejects(tree: fs.SubTreeFileSystem, path: str) -> list[dict[str, Any]]:
+    """Rejected pairs of a file."""
+    return [json.loads(line) for line in read_bytes(tree, path).splitlines()]
+
+
+def stored_file(tree: fs.SubTreeFileSystem, path: str) -> StoredFile:
+    """What a commit tells of a file that stands.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid: it can't be read.
+    """
+    data = read_bytes(tree, path)
+    rows = data.count(b"\n") if path.endswith(".jsonl") else pq.read_metadata(pa.BufferReader(data)).num_rows
+    return StoredFile(path, rows, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _write(tree: fs.SubTreeFileSystem, path: str, data: bytes | pa.Buffer, rows: int) -> StoredFile:
+    view = memoryview(data)
+    write_whole(tree, path, view)
+    return StoredFile(path, rows, len(view), hashlib.sha256(view).hexdigest())
+
+
+def _commit(record: dict[str, Any]) -> Commit:
+    known = {"run", "fingerprint", "rows", "files", "replaces"}
+    files = tuple(StoredFile(**file) for file in record["files"])
+    told = {name: value for name, value in record.items() if name not in known}
+    return Commit(record["run"], files, told, tuple(record["replaces"]))
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -65,8 +65,8 @@ def query_metrics(labels_N: Floats, scores_N: Floats) -> dict[str, float | None]
         "mrr@10": _reciprocal_rank(relevant, 10) if relevant.any() else None,
         "map": _average_precision(relevant) if relevant.any() else None,
         "auc": _auc(labels_N >= RELEVANT, scores_N) if relevant.any() and not relevant.all() else None,
-        "pairwise_accuracy": _pairwise_accuracy(labels_N, scores_N) if varied else None,
-        "spearman": _spearman(labels_N, scores_N) if varied else None,
+        "pairwise_accuracy": pairwise_accuracy(labels_N, scores_N) if varied else None,
+        "spearman": spearman(labels_N, scores_N) if varied else None,
     }
 
 
@@ -141,7 +141,7 @@ def _auc(relevant_N: NDArray[np.bool_], scores_N: Floats) -> float:
     return float((ranks[relevant_N].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _pairwise_accuracy(labels_N: Floats, scores_N: Floats) -> float:
+def pairwise_accuracy(labels_N: Floats, scores_N: Floats) -> float:
     """Share of item pairs with different labels that the scores order rightly, ties counted half."""
     upper = np.triu_indices(labels_N.size, 1)
     label_signs = np.sign(labels_N[:, None] - labels_N[None])[upper]
@@ -150,7 +150,7 @@ def _pairwise_accuracy(labels_N: Floats, scores_N: Floats) -> float:
     return float((1.0 + label_signs[differ] * score_signs[differ]).mean() / 2.0)
 
 
-def _spearman(labels_N: Floats, scores_N: Floats) -> float:
+def spearman(labels_N: Floats, scores_N: Floats) -> float:
     """Correlation of average ranks; zero for constant scores."""
     left, right = rankdata(labels_N), rankdata(scores_N)
     left, right = left - left.mean(), right - right.mean()

@@ -4,7 +4,9 @@ Tokenising is one batched call; batches hold pairs of similar length and are pad
 little of the work is padding.
 """
 
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,17 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from rankstill.cross_encoder import CrossEncoder, TokenisedPairs, collate, model_inputs, pad_id, tokenise_pairs
+from rankstill.cross_encoder import (
+    CrossEncoder,
+    TokenisedPairs,
+    collate,
+    layer_stack,
+    model_inputs,
+    pad_id,
+    tokenise_pairs,
+)
 from rankstill.errors import RunError
 from rankstill.losses import expected_gain_logit
 
@@ -24,8 +34,44 @@ Forward = Callable[[Batch], Floats]
 """A runtime: a collated batch to scores [B], or to logits [B, C] of grades."""
 
 
+@dataclass
+class Work:
+    """What a scorer has done, in all."""
+
+    tokens: int = 0
+    """Without padding."""
+    padded: int = 0
+    """With padding."""
+    squares: int = 0
+    """Sum of the squared lengths in tokens, which attention grows with."""
+
+    def add(self, lengths_B: NDArray[np.int64], batches: Sequence[NDArray[np.int64]]) -> None:
+        """Count sequences of these lengths, computed in these batches."""
+        self.tokens += int(lengths_B.sum())
+        self.padded += sum(int(lengths_B[rows].max()) * rows.size for rows in batches)
+        self.squares += int((lengths_B**2).sum())
+
+    def __sub__(self, other: "Work") -> "Work":
+        return Work(self.tokens - other.tokens, self.padded - other.padded, self.squares - other.squares)
+
+    def flops(self, model: PreTrainedModel) -> float:
+        """Floating-point operations of a forward pass of the layers of `model` over the tokens, without padding.
+
+        Two for each weight of a linear layer and token, and four for each unit of width and pair of tokens.
+
+        Raises:
+            ModelError: the layers can't be told apart.
+        """
+        layers = layer_stack(model)[1]
+        weights = sum(part.weight.numel() for part in layers.modules() if isinstance(part, torch.nn.Linear))
+        return 2.0 * weights * self.tokens + 4.0 * model.config.hidden_size * len(layers) * self.squares
+
+
 class PairScorer:
-    """Scores pairs with one model in one runtime."""
+    """Scores pairs with one model in one runtime.
+
+    Calls from several threads take turns, so that one tokenises while another's forward pass runs.
+    """
 
     def __init__(
         self, forward: Forward, tokenizer: PreTrainedTokenizerFast, max_length: int, token_budget: int = 2048
@@ -35,11 +81,14 @@ class PairScorer:
         self._pad_id = pad_id(tokenizer)
         self.max_length = max_length
         self._token_budget = token_budget
+        self._tokenising, self._computing = threading.Lock(), threading.Lock()
+        self.work = Work()
 
     def tokenise(self, queries: Sequence[str], texts: Sequence[str], max_length: int | None = None) -> TokenisedPairs:
         """Token ids of pairs, truncated to the model's length or a shorter one."""
         length = min(max_length or self.max_length, self.max_length)
-        return tokenise_pairs(self._tokenizer, queries, texts, length)
+        with self._tokenising:
+            return tokenise_pairs(self._tokenizer, queries, texts, length)
 
     def overhead(self, query: str) -> int:
         """Tokens of a pair that aren't the item's: the query's and the special ones."""
@@ -51,8 +100,11 @@ class PairScorer:
         Raises:
             RunError: a number that is not finite.
         """
-        batches = plan_batches(pairs.lengths_B, self._token_budget)
-        found = np.concatenate([self._forward(collate(pairs, rows.tolist(), self._pad_id)) for rows in batches])
+        lengths_B = pairs.lengths_B
+        batches = plan_batches(lengths_B, self._token_budget)
+        with self._computing:
+            found = np.concatenate([self._forward(collate(pairs, rows.tolist(), self._pad_id)) for rows in batches])
+            self.work.add(lengths_B, batches)
         scores = found[np.argsort(np.concatenate(batches))]
         if not np.isfinite(scores).all():
             place = int(np.argwhere(~np.isfinite(scores))[0, 0])

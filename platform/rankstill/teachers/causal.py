@@ -1,7 +1,7 @@
 """A causal language model as a teacher: the logits of label tokens after a prompt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rankstill.encoders import LOCAL, WEIGHTS, find_encoder, loading
 from rankstill.errors import ConfigError, ModelError
-from rankstill.scoring import is_bfloat16, plan_batches
+from rankstill.scoring import Work, is_bfloat16, plan_batches
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,16 @@ class CausalRanker:
     max_length: int
     prompt: str
     answer_ids: tuple[int, ...]
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+    work: Work = field(default_factory=Work)
 
     def logits(self, queries: Sequence[str], texts: Sequence[str], token_budget: int = 2048) -> NDArray[np.float32]:
         """Logits of the C answers for each pair, [B, C]."""
         ids = [self._prompt_ids(query, text) for query, text in zip(queries, texts, strict=True)]
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         found = np.empty((len(ids), len(self.answer_ids)), dtype=np.float32)
-        for rows in plan_batches(lengths, token_budget):
+        batches = plan_batches(lengths, token_budget)
+        self.work.add(lengths, batches)
+        for rows in batches:
             length = int(lengths[rows].max())
             tokens_BL = torch.zeros(len(rows), length, dtype=torch.long)
             mask_BL = torch.zeros_like(tokens_BL)

@@ -1,17 +1,20 @@
 """The kinds of model that can teach, behind one call: cross-encoders, sentence encoders, causal language models."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.cross_encoder import load_cross_encoder
+from rankstill.errors import ModelError
 from rankstill.losses import expected_gain_logit
-from rankstill.scoring import torch_scorer
+from rankstill.scoring import Work, torch_scorer
 from rankstill.teachers.causal import load_causal
 
 Kind = Literal["cross", "bi", "causal"]
@@ -36,16 +39,32 @@ class TeacherModel:
 class LoadedTeacher:
     """A model in memory."""
 
-    parameters: int
+    model: PreTrainedModel
     score: Score
     """Queries and texts to scores, [B]."""
+    work: Work
+    """What it has computed so far."""
     logits: Callable[[Sequence[str], Sequence[str]], NDArray[np.float32]] | None = None
     """Queries and texts to the logits of grades or answers, worst first, [B, C], of a model that has them."""
 
     @classmethod
-    def graded(cls, parameters: int, logits: Callable[..., NDArray[np.float32]]) -> "LoadedTeacher":
+    def graded(
+        cls, model: PreTrainedModel, logits: Callable[..., NDArray[np.float32]], work: Work
+    ) -> "LoadedTeacher":  # fmt: skip
         """A model whose score is the logit of the expected gain."""
-        return cls(parameters, lambda queries, texts: gain_scores(logits(queries, texts)), logits)
+        return cls(model, lambda queries, texts: gain_scores(logits(queries, texts)), work, logits)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def flops(self, work: Work) -> float:
+        """Floating-point operations of some work without padding; 0 where the model's layers can't be told apart."""
+        try:
+            return work.flops(self.model)
+        except ModelError:
+            return 0.0
 
 
 def gain_scores(logits_BC: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -61,12 +80,24 @@ def load_teacher(model: TeacherModel, field: str, device: str, precision: str, t
     """
     if model.kind == "bi":
         bi = load_bi_encoder(model.folder, field, device, precision, model.max_length)
-        return LoadedTeacher(sum(parameter.numel() for parameter in bi.model.parameters()), bi.score)
+        return LoadedTeacher(bi.model, _one_at_a_time(bi.score), bi.work)
     if model.kind == "causal":
         causal = load_causal(model.folder, field, device, precision, model.max_length, model.prompt, model.answers)
-        return LoadedTeacher.graded(causal.parameters, lambda q, t: causal.logits(q, t, token_budget))
+        logits = _one_at_a_time(lambda queries, texts: causal.logits(queries, texts, token_budget))
+        return LoadedTeacher.graded(causal.model, logits, causal.work)
     encoder = load_cross_encoder(model.folder, field, model.max_length)
     scorer = torch_scorer(encoder, device, precision, token_budget, grades=not encoder.scores)
     if not encoder.scores:
-        return LoadedTeacher.graded(encoder.parameters, scorer.score)
-    return LoadedTeacher(encoder.parameters, lambda q, t: scorer.score(q, t).astype(np.float64))
+        return LoadedTeacher.graded(encoder.backbone, scorer.score, scorer.work)
+    return LoadedTeacher(encoder.backbone, lambda q, t: scorer.score(q, t).astype(np.float64), scorer.work)
+
+
+def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which threads call in turn."""
+    turn = threading.Lock()
+
+    def call(*arguments: Any) -> Any:
+        with turn:
+            return function(*arguments)
+
+    return call

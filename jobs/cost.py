@@ -1,0 +1,107 @@
+"""What labelling would cost, from a sample that is really scored."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from jobs.label import pairs_to_label
+from jobs.labelling import LabelActor, Labeller, open_labeller, write_block
+from jobs.pool import map_blocks
+from jobs.prepare import Prepared
+from jobs.run import Run
+from jobs.teach import member_models, teacher_key, teacher_model
+from rankstill.encoders import find_encoder
+from rankstill.teachers.cross_encoder import untrained_teacher
+from rankstill.teachers.kinds import TeacherModel
+from rankstill.trees import open_tree
+
+SAMPLE = {"cpu": 512, "cuda": 16_384}
+"""Pairs that are scored, by device."""
+HEADER = ["model", "pairs", "stored", "to score", "tokens", "pairs/s", "hours", "cost"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one model's labels take."""
+
+    model: str
+    pairs: int
+    stored: int
+    tokens: int
+    pairs_per_second: float
+    """Of the whole cluster."""
+    price_per_hour: float
+
+    @property
+    def missing(self) -> int:
+        """Pairs to score."""
+        return self.pairs - self.stored
+
+    @property
+    def hours(self) -> float:
+        """Time that it takes."""
+        return self.missing / self.pairs_per_second / 3600 if self.missing else 0.0
+
+    def row(self) -> list[str]:
+        """Of a table under `HEADER`."""
+        price = f"{self.hours * self.price_per_hour:,.2f}" if self.price_per_hour else "-"
+        rate = f"{self.pairs_per_second:,.0f}" if self.missing else "-"
+        counts = [f"{count:,}" for count in (self.pairs, self.stored, self.missing, self.tokens)]
+        return [self.model, *counts, rate, f"{self.hours:,.3f}", price]
+
+
+def labelling_cost(run: Run, prepared: Prepared) -> list[Cost]:
+    """What each of the teacher's models would have to score, and how long it takes.
+
+    A teacher that is still to be fine-tuned is stood in for by the encoder that it starts from, which is as fast.
+    """
+    pairs = pl.concat(pairs_to_label(run, prepared), how="diagonal").unique("pair_id", maintain_order=True)
+    with tempfile.TemporaryDirectory() as folder:
+        return [
+            _cost(run, model, stands, pairs, Path(folder, str(place)))
+            for place, (model, stands) in enumerate(_models(run, prepared, pairs, Path(folder, "model")))
+        ]
+
+
+def _models(run: Run, prepared: Prepared, pairs: pl.DataFrame, aside: Path) -> list[tuple[TeacherModel, bool]]:
+    """The teacher's models, each with whether it is the very one that labels."""
+    config = run.config.teacher
+    trained = run.config.storage.folder / "teachers" / teacher_key(config, prepared.key)
+    if config.model and config.kind != "cross":
+        main = find_encoder(config.model, "teacher.model"), True
+    elif trained.is_dir():
+        main = trained, True
+    elif config.model:
+        main = find_encoder(config.model, "teacher.model"), False
+    else:
+        untrained_teacher(config, pairs["query"].to_list() + pairs["text"].to_list()).save(aside)
+        main = aside, False
+    members = [(model, True) for model in member_models(config)]
+    return [(teacher_model(config, main[0], config.max_length), main[1]), *members]
+
+
+def _cost(run: Run, model: TeacherModel, stands: bool, pairs: pl.DataFrame, aside: Path) -> Cost:
+    labeller = open_labeller(run, model, make=False)
+    missing = pairs
+    if stands:
+        parts = [part for _, part in labeller.store.missing(pairs.lazy(), aside / "buckets")]
+        missing = pl.concat(parts) if parts else pairs.clear()
+    tokens, rate = 0, 0.0
+    if missing.height:
+        sample = missing.sample(min(missing.height, SAMPLE[run.share.device]), seed=0)
+        told = _score(run, labeller, sample, aside)
+        tokens = round(told["tokens"] / sample.height * missing.height)
+        rate = sample.height / told["seconds"] * run.share.actors[0]
+    name = Path(model.folder).name if stands else f"{run.config.teacher.model or run.config.teacher.base} (as it is)"
+    price = run.config.resources.price_per_hour
+    return Cost(name, pairs.height, pairs.height - missing.height, tokens, rate, price)
+
+
+def _score(run: Run, labeller: Labeller, sample: pl.DataFrame, aside: Path) -> dict:
+    """What an actor of the pool tells of the sample."""
+    tree = open_tree(str(aside), "sample", make=True)
+    write_block(tree, "pending/labels--000000.parquet", sample)
+    (told,) = map_blocks(LabelActor, labeller.job(run, tree), ["pending/labels--000000.parquet"], (1, 1))
+    return told

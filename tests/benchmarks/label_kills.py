@@ -1,0 +1,181 @@
+"""Kills labelling runs at random moments, and counts what became of every pair.
+
+    python -m tests.benchmarks.label_kills [--runs 25] [--pairs 20000] [--victim driver|actor|node]
+
+Each run labels generated pairs, with scores that are hashes, on two nodes in this machine. At a random moment the
+driver, an actor or the second node (its raylet and all its workers) gets SIGKILL; a driver is started again, a node
+is replaced by a new one, and an actor is Ray's to replace. Told are, for each run, how often a pair is in the store,
+what `verify` says, and how many pairs were scored twice beside the pairs of one block.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import polars as pl
+import psutil
+from numpy.typing import NDArray
+from ray.cluster_utils import Cluster
+
+from jobs.labelling import LabelActor, Labeller, label_missing
+from jobs.run import Run
+from rankstill.cli import format_table
+from rankstill.configfile import load_config
+from rankstill.label_care import verify
+from rankstill.labels import open_store
+from rankstill.progress import Reporter
+from rankstill.scoring import Work
+from rankstill.teachers.kinds import LoadedTeacher, TeacherModel
+from rankstill.text import digest, pair_id
+
+VICTIMS = ("driver", "actor", "node")
+BLOCK = 500
+STRIDE, STRIDE_SECONDS = 50, 0.05
+"""Pairs that are noted as scored together, and how long they take."""
+SHORTEST, LONGEST = 1.0, 16.0
+"""Seconds between the start of a driver and the kill; loading takes some of them."""
+
+
+class SlowActor(LabelActor):
+    """Scores by hash, slowly, and notes every pair that it has scored."""
+
+    def load(self) -> LoadedTeacher:
+        """A teacher without weights; its folder is where notes go."""
+        notes = Path(self._job.model.folder, f"{os.getpid()}-{uuid4().hex[:8]}.txt")
+
+        def score(queries: Sequence[str], texts: Sequence[str]) -> NDArray[np.float64]:
+            if len(texts) == 1:  # the warm-up
+                return np.zeros(1)
+            scores = []
+            for start in range(0, len(texts), STRIDE):
+                time.sleep(STRIDE_SECONDS)
+                ids = [pair_id(*pair) for pair in zip(queries[start:][:STRIDE], texts[start:][:STRIDE], strict=True)]
+                with notes.open("a") as stream:
+                    stream.write("".join(f"{one}\n" for one in ids))
+                scores += [int(one[:8], 16) / 2**32 for one in ids]
+            return np.array(scores)
+
+        model: Any = None  # without layers, so that no operations are counted
+        return Uncounted(model, score, Work())
+
+
+class Uncounted(LoadedTeacher):
+    """A teacher whose work isn't counted."""
+
+    def flops(self, work: Work) -> float:
+        """None."""
+        return 0.0
+
+
+def main() -> None:
+    """Run, or be the driver that is killed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=25)
+    parser.add_argument("--pairs", type=int, default=20_000)
+    parser.add_argument("--victim", choices=VICTIMS, help="always this one")
+    parser.add_argument("--after", type=float, help="seconds after which to kill, instead of a random moment")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.drive:
+        drive(arguments.drive)
+        return
+    draw = random.Random(arguments.seed)
+    rows = [["run", "killed", "after s", "drivers", "labels", "in store twice", "verify", "scored twice", "of a block"]]
+    sound = True
+    for run in range(arguments.runs):
+        victim = arguments.victim or VICTIMS[run % len(VICTIMS)]
+        after = arguments.after or draw.uniform(SHORTEST, LONGEST)
+        rows.append([str(run), *one_run(arguments.pairs, victim, after, draw)])
+        sound &= rows[-1][4:7] == [f"{arguments.pairs}", "0", "clean"]
+        print(rows[-1], flush=True)
+    print(format_table(rows))
+    print("every pair is there once" if sound else "NOT every pair is there once")
+    sys.exit(0 if sound else 1)
+
+
+def one_run(count: int, victim: str, after: float, draw: random.Random) -> list[str]:
+    """Label, kill, go on; returns the cells of a row."""
+    folder = Path(tempfile.mkdtemp(prefix="label-kills-"))
+    generated(count).write_parquet(folder / "pairs.parquet")
+    (folder / "notes").mkdir()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    other = cluster.add_node(num_cpus=1)
+    try:
+        drivers = 1
+        driver = start_driver(folder, cluster.address)
+        time.sleep(after)
+        if victim == "driver":
+            driver.kill()
+        elif victim == "actor":
+            workers = [p for p in psutil.process_iter(["cmdline"]) if "SlowActor" in " ".join(p.info["cmdline"] or [])]
+            if workers:
+                draw.choice(workers).send_signal(signal.SIGKILL)
+        else:
+            cluster.remove_node(other, allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+        while driver.wait() != 0:
+            drivers += 1
+            assert drivers <= 3, (folder / "driver.log").read_text()[-3000:]
+            driver = start_driver(folder, cluster.address)
+    finally:
+        cluster.shutdown()
+    store = open_store(str(folder / "labels"), "f00")
+    labels, audit = store.scan().select("pair_id").collect()["pair_id"], verify(store)
+    scored = [line for path in (folder / "notes").iterdir() for line in path.read_text().split()]
+    twice = len(scored) - len(set(scored))
+    shutil.rmtree(folder)
+    found = "clean" if audit.clean else "; ".join(audit.lines())
+    doubled = len(labels) - labels.n_unique()
+    return [
+        victim,
+        f"{after:.1f}",
+        str(drivers),
+        str(len(labels)),
+        str(doubled),
+        found,
+        str(twice),
+        f"{twice / BLOCK:.2f}",
+    ]
+
+
+def start_driver(folder: Path, address: str) -> subprocess.Popen[bytes]:
+    """A process that labels."""
+    command = [sys.executable, "-m", "tests.benchmarks.label_kills", "--drive", str(folder)]
+    with (folder / "driver.log").open("ab") as log:
+        return subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": address}, stdout=log, stderr=log)
+
+
+def drive(folder: Path) -> None:
+    """Label what is missing."""
+    tree = {"data": {"sources": [{"path": "unused.jsonl"}]}, "storage": {"root": str(folder / "root")}}
+    store = open_store(str(folder / "labels"), "f00", {"teacher": "hashes"})
+    labeller = Labeller(TeacherModel("cross", str(folder / "notes"), 64), "float32", store)
+    with Reporter() as reporter:
+        run = Run(load_config(tree, [f"labels.block={BLOCK}", "resources.device=cpu"]), reporter)
+        label_missing(run, labeller, pl.scan_parquet(folder / "pairs.parquet"), "generated", SlowActor)
+
+
+def generated(count: int) -> pl.DataFrame:
+    """Pairs to label."""
+    rows = [
+        {"query": f"query {n // 20}", "item_id": str(n), "text": f"item {digest(str(n))[:8]}"} for n in range(count)
+    ]
+    return pl.DataFrame(rows).with_columns(
+        pair_id=pl.Series([pair_id(row["query"], row["text"]) for row in rows], dtype=pl.String)
+    )
+
+
+if __name__ == "__main__":
+    main()
