@@ -37,7 +37,7 @@ from rankstill.schema import LABELS, ProgressEvent
 from rankstill.scoring import is_bfloat16
 from rankstill.storage import work_folder
 from rankstill.teachers.cross_encoder import fingerprint
-from rankstill.teachers.kinds import LoadedTeacher, TeacherModel, gain_scores, load_teacher
+from rankstill.teachers.kinds import LoadedTeacher, Runtime, TeacherModel, gain_scores, load_teacher
 from rankstill.text import normalise
 from rankstill.trees import write_whole
 
@@ -58,6 +58,7 @@ class LabelJob:
 
     model: TeacherModel
     precision: str
+    runtime: Runtime
     token_budget: int
     device: str
     threads: int
@@ -92,7 +93,7 @@ class LabelActor(BlockActor):
     def load(self) -> LoadedTeacher:
         """The model."""
         job = self._job
-        return load_teacher(job.model, "teacher", job.device, job.precision, job.token_budget)
+        return load_teacher(job.model, "teacher", job.device, job.precision, job.token_budget, job.runtime, job.threads)
 
     def work(self, block: str) -> dict[str, Any]:
         """Score one block; tells its pairs, its files, and what was computed since the last one."""
@@ -214,6 +215,7 @@ class Labeller:
         return LabelJob(
             model=self.model,
             precision=self.precision,
+            runtime=run.config.labels.runtime,
             token_budget=run.config.labels.token_budget,
             device=run.share.device,
             threads=run.share.actor_cpus,

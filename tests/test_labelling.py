@@ -183,7 +183,7 @@ def test_scores_that_are_not_finite_stop_the_run_and_name_their_pairs(tmp_path):
 
 
 def job_of(model: TeacherModel, tree: Any) -> LabelJob:
-    return LabelJob(model, "float32", 512, "cpu", 1, 0.0, tree)
+    return LabelJob(model, "float32", "auto", 512, "cpu", 1, 0.0, tree)
 
 
 def fake(score: Callable[[Sequence[str], Sequence[str]], np.ndarray]) -> LoadedTeacher:

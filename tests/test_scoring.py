@@ -6,9 +6,11 @@ import torch
 from builders import made_up_pairs, tiny_cross_encoder
 from sentence_transformers import CrossEncoder as PeerCrossEncoder
 
-from rankstill.cross_encoder import join_pairs
-from rankstill.errors import RunError
-from rankstill.scoring import PairScorer, is_bfloat16, plan_batches, torch_forward, torch_scorer
+from rankstill.cross_encoder import CrossEncoder, collate, join_pairs, model_inputs
+from rankstill.errors import ConversionError, RunError
+from rankstill.runtimes import PROBES, openvino_engine
+from rankstill.scoring import PairScorer, is_bfloat16, openvino_scorer, plan_batches, torch_forward, torch_scorer
+from rankstill.students.cross import add_grades
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +164,48 @@ def test_bfloat16_is_chosen_where_the_cpu_computes_it_itself(monkeypatch, featur
     assert is_bfloat16("auto", "cpu") is bool(feature)
     assert is_bfloat16("bfloat16", "cpu")
     assert not is_bfloat16("float32", "cpu")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_openvino_gives_the_scores_of_torch(encoder, precision):
+    queries, texts = made_up_pairs(60)
+    expected = torch_scorer(encoder, "cpu", "float32", 256).score(queries, texts)
+    found = openvino_scorer(encoder, 1, precision, 256).score(queries, texts)
+    assert found == pytest.approx(expected, abs=1e-4 if precision == "float32" else 0.05)
+    assert expected.std() > 0.05, "scores that differ"
+
+
+def test_openvino_gives_logits_of_grades():
+    graded = tiny_cross_encoder()
+    add_grades(graded.model, 3)
+    queries, texts = made_up_pairs(20)
+    expected = torch_scorer(graded, "cpu", "float32", 256, grades=True).score(queries, texts)
+    assert expected.shape == (20, 3)
+    assert openvino_scorer(graded, 1, "float32", 256, grades=True).score(queries, texts) == pytest.approx(
+        expected, abs=1e-4
+    )
+    gains = torch_scorer(graded, "cpu", "float32", 256).score(queries, texts)
+    assert openvino_scorer(graded, 1, "float32", 256).score(queries, texts) == pytest.approx(gains, abs=1e-4)
+
+
+def probes(encoder: CrossEncoder) -> list[dict[str, torch.Tensor]]:
+    pairs = [encoder.tokenise(*one) for one in PROBES]
+    return [model_inputs(encoder.model, collate(one, range(len(one.input_ids)), encoder.pad_id)) for one in pairs]
+
+
+def test_a_model_that_openvino_gets_wrong_is_refused(encoder):
+    def drifting(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return encoder.model(**inputs).logits + int(inputs["input_ids"].shape[1])  # a trace keeps the length it saw
+
+    batches = probes(encoder)
+    with pytest.raises(ConversionError, match=r"labels\.runtime: OpenVINO's scores differ from torch's by \d"):
+        openvino_engine(encoder.model, drifting, batches[0], batches[1], 1, "float32")
+
+
+def test_a_model_that_openvino_cannot_convert_is_refused(encoder):
+    def broken(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        raise NotImplementedError("no such operator")
+
+    batches = probes(encoder)
+    with pytest.raises(ConversionError, match=r"can't convert the model \(.*no such operator.*\); use torch"):
+        openvino_engine(encoder.model, broken, batches[0], batches[1], 1, "float32")

@@ -1,7 +1,7 @@
 """A pretrained sentence encoder as a ranker: cosine of pooled query and item vectors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from rankstill.encoders import LOCAL, WEIGHTS, find_encoder, loading
 from rankstill.errors import ModelError
+from rankstill.runtimes import PROBES, Engine, openvino_engine
 from rankstill.scoring import Work, is_bfloat16, plan_batches
 from rankstill.towers import is_tower
 
@@ -27,6 +28,8 @@ class BiEncoder:
     pooling: str
     max_length: int
     work: Work = field(default_factory=Work)
+    engine: Engine | None = None
+    """What gives hidden states [B, L, D] in torch's place."""
 
     def encode(self, texts: Sequence[str], token_budget: int = 8192) -> NDArray[np.float32]:
         """Unit vectors of texts, [B, D]."""
@@ -36,12 +39,37 @@ class BiEncoder:
         batches = plan_batches(lengths, token_budget)
         self.work.add(lengths, batches)
         for rows in batches:
-            padded = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
-            with torch.inference_mode():
-                hidden_BLD = self.model(**padded.to(self.model.device)).last_hidden_state.float()
+            padded = dict(self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt"))
+            hidden_BLD = self._hidden(padded)
             pooled_BD = self._pool(hidden_BLD, padded["attention_mask"].to(hidden_BLD.device))
             vectors[rows] = functional.normalize(pooled_BD, dim=-1).cpu().numpy()
         return vectors
+
+    def _hidden(self, padded: dict[str, Tensor]) -> Tensor:
+        if self.engine:
+            return torch.from_numpy(self.engine({name: value.numpy() for name, value in padded.items()}))
+        with torch.inference_mode():
+            inputs = {name: value.to(self.model.device) for name, value in padded.items()}
+            return self.model(**inputs).last_hidden_state.float()
+
+    def in_openvino(self, threads: int, precision: str) -> "BiEncoder":
+        """The same in OpenVINO, on CPU; for `precision` see `scoring.is_bfloat16`.
+
+        Raises:
+            ModelError: OpenVINO can't run it.
+        """
+
+        def inputs(texts: Sequence[str]) -> dict[str, Tensor]:
+            ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, verbose=False)["input_ids"]
+            padded = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+            return {name: padded[name] for name in ("input_ids", "attention_mask")}
+
+        example, probe = (inputs(texts) for _, texts in PROBES)
+        chosen = "bfloat16" if is_bfloat16(precision, "cpu") else "float32"
+        engine = openvino_engine(
+            self.model, lambda batch: self.model(**batch).last_hidden_state, example, probe, threads, chosen
+        )
+        return replace(self, engine=engine)
 
     def score(self, queries: Sequence[str], texts: Sequence[str]) -> NDArray[np.float64]:
         """Cosine of each pair, [B]; a text that occurs again is encoded once."""

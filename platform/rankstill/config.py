@@ -114,6 +114,8 @@ class Labels(Section):
     """Pairs that travel to an actor together and are sorted by length together."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the teacher's forward pass; auto is bfloat16 where the device has it."""
+    runtime: Literal["auto", "torch", "openvino"] = "auto"
+    """What runs it; auto is OpenVINO on CPUs for models that it can run, and torch elsewhere."""
 
 
 class Serve(Section):

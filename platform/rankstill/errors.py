@@ -5,6 +5,7 @@
     │   ├── ConfigError       a config file, key or value          (also a ValueError)
     │   ├── DataError         a judgement, item or label file      (also a ValueError)
     │   ├── ModelError        a model name, folder or artifact     (also a ValueError)
+    │   │   └── ConversionError   a model that a runtime can't run
     │   └── AddressError      a host or port that can't be used    (also an OSError)
     └── RunError              a run that could not go on           (also a RuntimeError)
 
@@ -35,6 +36,10 @@ class DataError(InputError, ValueError):
 
 class ModelError(InputError, ValueError):
     """A model reference, folder or artifact can't be used."""
+
+
+class ConversionError(ModelError):
+    """A model that a runtime can't run."""
 
 
 class AddressError(InputError, OSError):

@@ -5,13 +5,12 @@ little of the work is padding.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -27,11 +26,7 @@ from rankstill.cross_encoder import (
 )
 from rankstill.errors import RunError
 from rankstill.losses import expected_gain_logit
-
-Floats = NDArray[np.float32]
-Batch = dict[str, NDArray[np.int64]]
-Forward = Callable[[Batch], Floats]
-"""A runtime: a collated batch to scores [B], or to logits [B, C] of grades."""
+from rankstill.runtimes import PROBES, Batch, Engine, Floats, onnx_engine, openvino_engine
 
 
 @dataclass
@@ -68,13 +63,13 @@ class Work:
 
 
 class PairScorer:
-    """Scores pairs with one model in one runtime.
+    """Scores pairs with one model in one runtime: an engine that gives scores [B], or logits [B, C] of grades.
 
     Calls from several threads take turns, so that one tokenises while another's forward pass runs.
     """
 
     def __init__(
-        self, forward: Forward, tokenizer: PreTrainedTokenizerFast, max_length: int, token_budget: int = 2048
+        self, forward: Engine, tokenizer: PreTrainedTokenizerFast, max_length: int, token_budget: int = 2048
     ) -> None:
         self._forward = forward
         self._tokenizer = tokenizer
@@ -132,36 +127,46 @@ def plan_batches(lengths_B: NDArray[np.int64], token_budget: int) -> list[NDArra
 
 def torch_forward(
     encoder: CrossEncoder, device: str = "cpu", dtype: torch.dtype = torch.float32, grades: bool = False
-) -> Forward:
+) -> Engine:
     """Run a model in torch; scores, or the logits of its grades, come back as float32."""
     model: Any = encoder.model  # `to` is wrapped in a way that hides its signature
     model = model.to(device=torch.device(device), dtype=dtype).eval()
 
     def forward(batch: Batch) -> Floats:
         with torch.inference_mode():
-            logits_BC = model(**model_inputs(model, batch)).logits.float()
-            if grades:
-                found = logits_BC[:, -encoder.grades :]
-            else:
-                found = logits_BC[:, 0] if encoder.scores else expected_gain_logit(logits_BC)
-            return found.cpu().numpy()
+            return _outputs(encoder, model(**model_inputs(model, batch)).logits.float(), grades).cpu().numpy()
 
     return forward
 
 
-def onnx_forward(path: Path, threads: int = 0) -> Forward:
-    """Run an exported model in ONNX Runtime on CPU; 0 threads leaves the number to it."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = {entry.name for entry in session.get_inputs()}
+def openvino_forward(encoder: CrossEncoder, threads: int, precision: str, grades: bool = False) -> Engine:
+    """Run a model in OpenVINO, on CPU, in float32 or bfloat16.
 
-    def forward(batch: Batch) -> Floats:
-        (logits_BC,) = session.run(["logits"], {name: batch[name] for name in names})
-        return np.asarray(logits_BC, dtype=np.float32)[:, 0]
+    Raises:
+        ModelError: OpenVINO can't run it, or gives other numbers.
+    """
+    model = encoder.model.eval()
 
-    return forward
+    def inputs(queries: Sequence[str], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        pairs = encoder.tokenise(queries, texts)
+        return model_inputs(model, collate(pairs, range(len(texts)), encoder.pad_id))
+
+    example, probe = (inputs(*batch) for batch in PROBES)
+    engine = openvino_engine(model, lambda batch: model(**batch).logits, example, probe, threads, precision)
+    return lambda batch: _outputs(encoder, torch.from_numpy(engine(batch)), grades).numpy()
+
+
+def _outputs(encoder: CrossEncoder, logits_BC: torch.Tensor, grades: bool) -> torch.Tensor:
+    """Logits of the grades [B, C] if they are wanted, else scores [B]."""
+    if grades:
+        return logits_BC[:, -encoder.grades :]
+    return logits_BC[:, 0] if encoder.scores else expected_gain_logit(logits_BC)
+
+
+def onnx_forward(path: Path, threads: int = 0) -> Engine:
+    """Run an exported model, whose first logit is a score, in ONNX Runtime on CPU."""
+    engine = onnx_engine(path, threads)
+    return lambda batch: engine(batch)[:, 0]
 
 
 def is_bfloat16(precision: str, device: str) -> bool:
@@ -180,4 +185,17 @@ def torch_scorer(
     """A scorer in torch, of logits [B, C] where `grades` are wanted; for `precision` see `is_bfloat16`."""
     dtype = torch.bfloat16 if is_bfloat16(precision, device) else torch.float32
     forward = torch_forward(encoder, device, dtype, grades)
+    return PairScorer(forward, encoder.tokenizer, encoder.max_length, token_budget)
+
+
+def openvino_scorer(
+    encoder: CrossEncoder, threads: int, precision: str, token_budget: int, grades: bool = False
+) -> PairScorer:
+    """A scorer in OpenVINO, on CPU, otherwise like `torch_scorer`.
+
+    Raises:
+        ModelError: OpenVINO can't run it.
+    """
+    chosen = "bfloat16" if is_bfloat16(precision, "cpu") else "float32"
+    forward = openvino_forward(encoder, threads, chosen, grades)
     return PairScorer(forward, encoder.tokenizer, encoder.max_length, token_budget)

@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.cross_encoder import load_cross_encoder
-from rankstill.errors import ModelError
+from rankstill.errors import ConversionError, ModelError
 from rankstill.losses import expected_gain_logit
-from rankstill.scoring import Work, torch_scorer
+from rankstill.scoring import Work, openvino_scorer, torch_scorer
 from rankstill.teachers.causal import load_causal
 
 Kind = Literal["cross", "bi", "causal"]
+Runtime = Literal["auto", "torch", "openvino"]
 Score = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
 
 
@@ -72,22 +73,54 @@ def gain_scores(logits_BC: NDArray[np.float32]) -> NDArray[np.float64]:
     return expected_gain_logit(torch.from_numpy(logits_BC).double()).numpy()
 
 
-def load_teacher(model: TeacherModel, field: str, device: str, precision: str, token_budget: int) -> LoadedTeacher:
+def load_teacher(
+    model: TeacherModel,
+    field: str,
+    device: str,
+    precision: str,
+    token_budget: int,
+    runtime: Runtime = "torch",
+    threads: int = 0,
+) -> LoadedTeacher:
     """Load a model; for `precision` see `scoring.is_bfloat16`.
 
+    `runtime` auto is OpenVINO on CPUs, with `threads` threads, for models that it can run, and else torch.
+
     Raises:
-        ModelError: not a usable model of its kind.
+        ModelError: not a usable model of its kind, or one that OpenVINO can't run although it is to.
     """
+    vino = runtime != "torch" and device == "cpu" and model.kind != "causal"
+    if runtime == "openvino" and not vino:
+        what = "a causal model" if model.kind == "causal" else f"device {device}"
+        raise ModelError(f"labels.runtime: 'openvino' doesn't run {what}; give auto or torch")
+    try:
+        return _load(model, field, device, precision, token_budget, threads if vino else None)
+    except ConversionError:
+        if runtime == "openvino":
+            raise
+        return _load(model, field, device, precision, token_budget, None)
+
+
+def _load(
+    model: TeacherModel, field: str, device: str, precision: str, token_budget: int, vino: int | None
+) -> LoadedTeacher:
+    """Load a model into OpenVINO with `vino` threads, or into torch where that is None."""
     if model.kind == "bi":
-        bi = load_bi_encoder(model.folder, field, device, precision, model.max_length)
+        in_torch = vino is None
+        bi = load_bi_encoder(model.folder, field, device, precision if in_torch else "float32", model.max_length)
+        bi = bi if in_torch else bi.in_openvino(vino, precision)
         return LoadedTeacher(bi.model, _one_at_a_time(bi.score), bi.work)
     if model.kind == "causal":
         causal = load_causal(model.folder, field, device, precision, model.max_length, model.prompt, model.answers)
         logits = _one_at_a_time(lambda queries, texts: causal.logits(queries, texts, token_budget))
         return LoadedTeacher.graded(causal.model, logits, causal.work)
     encoder = load_cross_encoder(model.folder, field, model.max_length)
-    scorer = torch_scorer(encoder, device, precision, token_budget, grades=not encoder.scores)
-    if not encoder.scores:
+    grades = not encoder.scores
+    if vino is None:
+        scorer = torch_scorer(encoder, device, precision, token_budget, grades)
+    else:
+        scorer = openvino_scorer(encoder, vino, precision, token_budget, grades)
+    if grades:
         return LoadedTeacher.graded(encoder.backbone, scorer.score, scorer.work)
     return LoadedTeacher(encoder.backbone, lambda q, t: scorer.score(q, t).astype(np.float64), scorer.work)
 

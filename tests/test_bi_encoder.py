@@ -1,0 +1,15 @@
+import pytest
+from builders import made_up_pairs, tiny_cross_encoder
+
+from rankstill.bi_encoder import load_bi_encoder
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_openvino_gives_the_cosines_of_torch(tmp_path, precision):
+    tiny_cross_encoder(max_length=32).save(tmp_path)
+    queries, texts = made_up_pairs(40)
+    bi = load_bi_encoder(str(tmp_path), "test", max_length=32)
+    expected = bi.score(queries, texts)
+    found = bi.in_openvino(1, precision).score(queries, texts)
+    assert found == pytest.approx(expected, abs=1e-5 if precision == "float32" else 0.02)
+    assert expected.std() > 0.02, "cosines that differ"
