@@ -20,8 +20,8 @@ lint: .venv/.dev
 	$(BIN)/pyright
 
 bench: .venv/.dev
-	$(BIN)/python -m tests.benchmarks.labelling
-	$(BIN)/python -m tests.benchmarks.scoring
+	$(BIN)/python -m tests.benchmarks.labelling runtimes
+	$(BIN)/python -m tests.benchmarks.labelling ray
 	$(BIN)/python -m tests.benchmarks.training
 	$(BIN)/python -m tests.benchmarks.known_items
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from jobs.labelling import Labeller, label_missing, open_labeller
 from jobs.prepare import Prepared
+from jobs.quantise import quantised
 from jobs.run import Run, step_key
 from jobs.teach import Taught, judged_split
 from rankstill.bm25 import Bm25
@@ -43,7 +44,10 @@ class Labelled:
 def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     """Label what has no label yet, then join judgements and soft labels to candidate lists."""
     settings = run.config.labels
-    labellers = [open_labeller(run, member.model) for member in taught.ensemble.members]
+    models = [member.model for member in taught.ensemble.members]
+    if settings.precision == "int8":
+        models = [quantised(run, prepared, model) for model in models]
+    labellers = [open_labeller(run, model) for model in models]
     wanted = settings.model_dump(include={"candidates", "mix", "made_queries", "made_candidates", "made_mix"})
     fingerprints = [one.store.fingerprint for one in labellers]
     combine = run.config.teacher.combine

@@ -227,7 +227,9 @@ class Labeller:
 def open_labeller(run: Run, model: TeacherModel, make: bool = True) -> Labeller:
     """A model with the store under its fingerprint, which is made if need be; where not, what isn't there is empty."""
     fields = run.config.data.fields
-    precision = "bfloat16" if is_bfloat16(run.config.labels.precision, run.share.device) else "float32"
+    precision = run.config.labels.precision
+    if precision != "int8":
+        precision = "bfloat16" if is_bfloat16(precision, run.share.device) else "float32"
     described = {**asdict(model), "fields": list(fields), "precision": precision}
     location = run.config.storage.labels or str(run.config.storage.folder / "labels")
     name = fingerprint(model, fields, precision)

@@ -101,9 +101,8 @@ def _standardise(run: Run, prepared: Prepared, models: list[TeacherModel], weigh
 def open_teacher(run: Run, model: TeacherModel) -> LoadedTeacher:
     """A model in this process."""
     labels = run.config.labels
-    return load_teacher(
-        model, "teacher", pick_device(run.config.resources.device), labels.precision, labels.token_budget
-    )
+    precision = "float32" if labels.precision == "int8" else labels.precision  # which only the labelling form has
+    return load_teacher(model, "teacher", pick_device(run.config.resources.device), precision, labels.token_budget)
 
 
 def _fine_tune(run: Run, prepared: Prepared, key: str, folder: Path) -> None:

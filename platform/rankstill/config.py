@@ -112,8 +112,9 @@ class Labels(Section):
     """Padded tokens in one forward pass."""
     block: int = Field(default=4096, ge=1)
     """Pairs that travel to an actor together and are sorted by length together."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the teacher's forward pass; auto is bfloat16 where the device has it."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Number format of the teacher's forward pass; auto is bfloat16 where the device has it, and int8 (ONNX Runtime on
+    CPUs) is refused where its scores differ."""
     runtime: Literal["auto", "torch", "openvino"] = "auto"
     """What runs it; auto is OpenVINO on CPUs for models that it can run, and torch elsewhere."""
 

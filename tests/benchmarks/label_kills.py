@@ -19,25 +19,21 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
-import polars as pl
 import psutil
 from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
-from jobs.labelling import LabelActor, Labeller, label_missing
-from jobs.run import Run
+from jobs.labelling import LabelActor
 from rankstill.cli import format_table
-from rankstill.configfile import load_config
 from rankstill.label_care import verify
 from rankstill.labels import open_store
-from rankstill.progress import Reporter
 from rankstill.scoring import Work
-from rankstill.teachers.kinds import LoadedTeacher, TeacherModel
-from rankstill.text import digest, pair_id
+from rankstill.teachers.kinds import LoadedTeacher
+from rankstill.text import pair_id
+from tests.benchmarks.workload import label_hashed, write_hashed
 
 VICTIMS = ("driver", "actor", "node")
 BLOCK = 500
@@ -51,8 +47,8 @@ class SlowActor(LabelActor):
     """Scores by hash, slowly, and notes every pair that it has scored."""
 
     def load(self) -> LoadedTeacher:
-        """A teacher without weights; its folder is where notes go."""
-        notes = Path(self._job.model.folder, f"{os.getpid()}-{uuid4().hex[:8]}.txt")
+        """A teacher without weights, which takes notes."""
+        notes = Path(self._job.model.folder, "notes", f"{os.getpid()}-{uuid4().hex[:8]}.txt")
 
         def score(queries: Sequence[str], texts: Sequence[str]) -> NDArray[np.float64]:
             if len(texts) == 1:  # the warm-up
@@ -66,16 +62,7 @@ class SlowActor(LabelActor):
                 scores += [int(one[:8], 16) / 2**32 for one in ids]
             return np.array(scores)
 
-        model: Any = None  # without layers, so that no operations are counted
-        return Uncounted(model, score, Work())
-
-
-class Uncounted(LoadedTeacher):
-    """A teacher whose work isn't counted."""
-
-    def flops(self, work: Work) -> float:
-        """None."""
-        return 0.0
+        return LoadedTeacher(None, score, Work())
 
 
 def main() -> None:
@@ -89,7 +76,7 @@ def main() -> None:
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.drive:
-        drive(arguments.drive)
+        label_hashed(arguments.drive, SlowActor, f"labels.block={BLOCK}")
         return
     draw = random.Random(arguments.seed)
     rows = [["run", "killed", "after s", "drivers", "labels", "in store twice", "verify", "scored twice", "of a block"]]
@@ -108,8 +95,7 @@ def main() -> None:
 def one_run(count: int, victim: str, after: float, draw: random.Random) -> list[str]:
     """Label, kill, go on; returns the cells of a row."""
     folder = Path(tempfile.mkdtemp(prefix="label-kills-"))
-    generated(count).write_parquet(folder / "pairs.parquet")
-    (folder / "notes").mkdir()
+    write_hashed(folder, count)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     other = cluster.add_node(num_cpus=1)
     try:
@@ -155,26 +141,6 @@ def start_driver(folder: Path, address: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.benchmarks.label_kills", "--drive", str(folder)]
     with (folder / "driver.log").open("ab") as log:
         return subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": address}, stdout=log, stderr=log)
-
-
-def drive(folder: Path) -> None:
-    """Label what is missing."""
-    tree = {"data": {"sources": [{"path": "unused.jsonl"}]}, "storage": {"root": str(folder / "root")}}
-    store = open_store(str(folder / "labels"), "f00", {"teacher": "hashes"})
-    labeller = Labeller(TeacherModel("cross", str(folder / "notes"), 64), "float32", store)
-    with Reporter() as reporter:
-        run = Run(load_config(tree, [f"labels.block={BLOCK}", "resources.device=cpu"]), reporter)
-        label_missing(run, labeller, pl.scan_parquet(folder / "pairs.parquet"), "generated", SlowActor)
-
-
-def generated(count: int) -> pl.DataFrame:
-    """Pairs to label."""
-    rows = [
-        {"query": f"query {n // 20}", "item_id": str(n), "text": f"item {digest(str(n))[:8]}"} for n in range(count)
-    ]
-    return pl.DataFrame(rows).with_columns(
-        pair_id=pl.Series([pair_id(row["query"], row["text"]) for row in rows], dtype=pl.String)
-    )
 
 
 if __name__ == "__main__":

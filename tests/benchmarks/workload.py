@@ -1,18 +1,29 @@
-"""What the benchmarks score: generated pairs, and a model of a real one's shape with random weights."""
+"""What the benchmarks score: generated pairs, a model of a real one's shape with random weights, and a label run."""
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
+from jobs.labelling import LabelActor, Labeller, label_missing
+from jobs.run import Run
 from rankstill.catalogue import ShopSize, generate_shop
 from rankstill.config import Data, Shop
+from rankstill.configfile import load_config
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.data import assemble_pairs
 from rankstill.encoders import random_model, random_tokenizer
+from rankstill.labels import open_store
 from rankstill.model_config import RandomModel
+from rankstill.progress import Reporter
+from rankstill.teachers.kinds import TeacherModel
+from rankstill.text import digest, pair_id
 
 CANDIDATES = 20
+CHUNK = 50_000
 
 
 def generated_pairs(count: int) -> pl.DataFrame:
@@ -34,3 +45,26 @@ def random_cross_encoder(pairs: pl.DataFrame, layers: int, width: int, folder: P
     encoder = CrossEncoder(random_model(shape, len(tokenizer), 128).eval(), tokenizer, 128)
     encoder.save(folder)
     return encoder
+
+
+def write_hashed(folder: Path, count: int) -> None:
+    """Write pairs.parquet, of `count` pairs to label with few words each, and a folder notes into a folder."""
+    (folder / "notes").mkdir(parents=True)
+    schema = pa.schema([(name, pa.string()) for name in ("pair_id", "query", "item_id", "text")])
+    with pq.ParquetWriter(folder / "pairs.parquet", schema) as writer:
+        for start in range(0, count, CHUNK):
+            rows = []
+            for number in range(start, min(start + CHUNK, count)):
+                query, text = f"query {number // CANDIDATES}", f"item {digest(str(number))[:8]} of a generated shop"
+                rows.append({"pair_id": pair_id(query, text), "query": query, "item_id": str(number), "text": text})
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def label_hashed(folder: Path, actor: type[LabelActor], *overrides: str) -> dict[str, Any]:
+    """Label the pairs of `write_hashed` into the store <folder>/labels/f00; returns what the commit tells."""
+    tree = {"data": {"sources": [{"path": "unused.jsonl"}]}, "storage": {"root": str(folder / "root")}}
+    store = open_store(str(folder / "labels"), "f00", {"teacher": "hashes"})
+    labeller = Labeller(TeacherModel("cross", str(folder), 64), "float32", store)
+    with Reporter() as reporter:
+        run = Run(load_config(tree, ["resources.device=cpu", *overrides]), reporter)
+        return label_missing(run, labeller, pl.scan_parquet(folder / "pairs.parquet"), "generated", actor)

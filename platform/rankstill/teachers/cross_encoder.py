@@ -38,7 +38,7 @@ def hash_folder(folder: Path) -> str:
     state = hashlib.blake2b(digest_size=16)
     wanted = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
     for path in sorted(folder.iterdir()):
-        if path.name in wanted or path.suffix == ".safetensors":
+        if path.name in wanted or path.suffix in (".safetensors", ".onnx"):
             state.update(path.name.encode())
             with path.open("rb") as stream:
                 state.update(hashlib.file_digest(stream, "blake2b").digest())

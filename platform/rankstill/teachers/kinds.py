@@ -3,18 +3,20 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from rankstill.bi_encoder import load_bi_encoder
-from rankstill.cross_encoder import load_cross_encoder
+from rankstill.cross_encoder import load_cross_encoder, load_tokenizer
+from rankstill.encoders import LOCAL
 from rankstill.errors import ConversionError, ModelError
 from rankstill.losses import expected_gain_logit
-from rankstill.scoring import Work, openvino_scorer, torch_scorer
+from rankstill.scoring import PairScorer, Work, onnx_forward, openvino_scorer, torch_scorer
 from rankstill.teachers.causal import load_causal
 
 Kind = Literal["cross", "bi", "causal"]
@@ -40,7 +42,8 @@ class TeacherModel:
 class LoadedTeacher:
     """A model in memory."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | None
+    """Its layers, for counting; None where there are none."""
     score: Score
     """Queries and texts to scores, [B]."""
     work: Work
@@ -58,12 +61,12 @@ class LoadedTeacher:
     @property
     def parameters(self) -> int:
         """Number of weights."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(parameter.numel() for parameter in self.model.parameters()) if self.model else 0
 
     def flops(self, work: Work) -> float:
         """Floating-point operations of some work without padding; 0 where the model's layers can't be told apart."""
         try:
-            return work.flops(self.model)
+            return work.flops(self.model) if self.model else 0.0
         except ModelError:
             return 0.0
 
@@ -94,32 +97,39 @@ def load_teacher(
         what = "a causal model" if model.kind == "causal" else f"device {device}"
         raise ModelError(f"labels.runtime: 'openvino' doesn't run {what}; give auto or torch")
     try:
-        return _load(model, field, device, precision, token_budget, threads if vino else None)
+        return _load(model, field, device, precision, token_budget, threads, vino)
     except ConversionError:
         if runtime == "openvino":
             raise
-        return _load(model, field, device, precision, token_budget, None)
+        return _load(model, field, device, precision, token_budget, threads, vino=False)
 
 
 def _load(
-    model: TeacherModel, field: str, device: str, precision: str, token_budget: int, vino: int | None
+    model: TeacherModel, field: str, device: str, precision: str, token_budget: int, threads: int, vino: bool
 ) -> LoadedTeacher:
-    """Load a model into OpenVINO with `vino` threads, or into torch where that is None."""
+    """Load a model into OpenVINO or into torch; int8 is ONNX Runtime's."""
     if model.kind == "bi":
-        in_torch = vino is None
-        bi = load_bi_encoder(model.folder, field, device, precision if in_torch else "float32", model.max_length)
-        bi = bi if in_torch else bi.in_openvino(vino, precision)
+        bi = load_bi_encoder(model.folder, field, device, "float32" if vino else precision, model.max_length)
+        bi = bi.in_openvino(threads, precision) if vino else bi
         return LoadedTeacher(bi.model, _one_at_a_time(bi.score), bi.work)
     if model.kind == "causal":
         causal = load_causal(model.folder, field, device, precision, model.max_length, model.prompt, model.answers)
         logits = _one_at_a_time(lambda queries, texts: causal.logits(queries, texts, token_budget))
         return LoadedTeacher.graded(causal.model, logits, causal.work)
+    if precision == "int8":
+        tokenizer = load_tokenizer(Path(model.folder), field)
+        small = PairScorer(
+            onnx_forward(Path(model.folder, "model.onnx"), threads), tokenizer, model.max_length, token_budget
+        )
+        with torch.device("meta"):
+            shape = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(model.folder, **LOCAL))
+        return LoadedTeacher(shape, lambda q, t: small.score(q, t).astype(np.float64), small.work)
     encoder = load_cross_encoder(model.folder, field, model.max_length)
     grades = not encoder.scores
-    if vino is None:
-        scorer = torch_scorer(encoder, device, precision, token_budget, grades)
+    if vino:
+        scorer = openvino_scorer(encoder, threads, precision, token_budget, grades)
     else:
-        scorer = openvino_scorer(encoder, vino, precision, token_budget, grades)
+        scorer = torch_scorer(encoder, device, precision, token_budget, grades)
     if grades:
         return LoadedTeacher.graded(encoder.backbone, scorer.score, scorer.work)
     return LoadedTeacher(encoder.backbone, lambda q, t: scorer.score(q, t).astype(np.float64), scorer.work)

@@ -1,0 +1,52 @@
+"""A teacher in int8, for labelling on CPUs where its scores hold."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from jobs.compress import check_fidelity
+from jobs.prepare import Prepared
+from jobs.run import Run, step_key
+from jobs.teach import judged_split
+from rankstill.artifacts import export_artifact
+from rankstill.compression import quantise_artifact
+from rankstill.cross_encoder import load_cross_encoder
+from rankstill.errors import ConfigError
+from rankstill.storage import write_json
+from rankstill.teachers.cross_encoder import hash_folder
+from rankstill.teachers.kinds import TeacherModel
+
+CHECKED_PAIRS = 2000
+"""Valid pairs, at most, on which both forms are compared."""
+
+
+def quantised(run: Run, prepared: Prepared, model: TeacherModel) -> TeacherModel:
+    """The int8 form of a teacher, made once.
+
+    Raises:
+        ConfigError: a model that has no int8 form.
+        GateError: its scores aren't close enough to the original's on the valid judgements.
+    """
+    if model.kind != "cross" or run.share.device != "cpu":
+        what = f"a teacher of kind {model.kind}" if model.kind != "cross" else f"device {run.share.device}"
+        raise ConfigError(f"labels.precision is 'int8', which {what} doesn't have; use auto")
+
+    def build(folder: Path) -> None:
+        encoder = load_cross_encoder(model.folder, "teacher", model.max_length)
+        if not encoder.scores:
+            raise ConfigError("labels.precision is 'int8', but the teacher tells grades apart; use auto")
+        pairs = judged_split(prepared.pairs, "valid")
+        queries = pairs["query_id"].unique(maintain_order=True)
+        kept = queries.sample(min(len(queries), max(1, CHECKED_PAIRS * len(queries) // pairs.height)), seed=0)
+        with tempfile.TemporaryDirectory() as aside:
+            whole = export_artifact(encoder, Path(aside), {}, list(run.config.data.fields))
+            (folder / "model").mkdir()
+            small = quantise_artifact(whole, folder / "model")
+            sample = pairs.filter(pl.col("query_id").is_in(kept.implode()))
+            measured = check_fidelity(whole, small, sample, "the valid split", run.config.labels.token_budget)
+        write_json(folder / "fidelity.json", measured)
+
+    key = step_key(hash_folder(Path(model.folder)), model.max_length, prepared.key)
+    return replace(model, folder=str(run.step("quantised", key, build) / "model"))
