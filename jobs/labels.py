@@ -57,7 +57,7 @@ def show(arguments: "argparse.Namespace") -> None:
     """What a store holds."""
     from rankstill.labels import open_store
 
-    store = open_store(arguments.store, "")
+    store = open_store(arguments.store, field="STORE")
     commits = store.commits()
     told = [{"run": one.run, "rows": one.rows, "files": len(one.files), **one.told} for one in commits]
     if arguments.json:
@@ -84,7 +84,7 @@ def check(arguments: "argparse.Namespace") -> None:
     from rankstill.label_care import verify
     from rankstill.labels import open_store
 
-    audit = verify(open_store(arguments.store, ""))
+    audit = verify(open_store(arguments.store, field="STORE"))
     if arguments.json:
         print(json.dumps({**vars(audit), "clean": audit.clean}, indent=2))
     else:
@@ -104,7 +104,7 @@ def merge(arguments: "argparse.Namespace") -> None:
     from rankstill.label_care import compact
     from rankstill.labels import open_store
 
-    _print(compact(open_store(arguments.store, ""), arguments.keep_hours), arguments.json)
+    _print(compact(open_store(arguments.store, field="STORE"), arguments.keep_hours), arguments.json)
 
 
 def diff(arguments: "argparse.Namespace") -> None:
@@ -112,7 +112,7 @@ def diff(arguments: "argparse.Namespace") -> None:
     from rankstill.label_care import compare
     from rankstill.labels import open_store
 
-    report = compare(open_store(arguments.store, ""), open_store(arguments.other, ""))
+    report = compare(open_store(arguments.store, field="STORE"), open_store(arguments.other, field="OTHER"))
     moved = report.pop("moved_most", [])
     if arguments.json:
         print(json.dumps({**report, "moved_most": moved}, indent=2))

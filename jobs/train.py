@@ -77,6 +77,9 @@ def check_models(config: Config) -> None:
         InputError: a folder is no model, or what the settings ask of teacher and student doesn't fit them.
     """
     teacher, student = config.teacher, resolved_student(config)
+    kinds = {teacher.kind, *(member.kind for member in teacher.ensemble)} - {"cross"}
+    if config.labels.precision == "int8" and kinds:
+        raise ConfigError(f"labels.precision is 'int8', which a model of kind {min(kinds)} doesn't have; use auto")
     for place, member in enumerate(teacher.ensemble):
         _load_ready(member, teacher.base if member.model == "base" else member.model, f"teacher.ensemble.{place}.model")
     main, grades = None, 0

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import DataError, GateError, InputError
 from rankstill.item_index import KnownItemScorer, open_index
-from rankstill.label_care import verify
+from rankstill.label_care import compare, verify
 from rankstill.labels import open_store
 from rankstill.metrics import per_query
 from rankstill.model_config import Schedule, Student
@@ -175,6 +176,29 @@ def test_a_teacher_that_beats_nothing_is_refused_with_the_numbers(cluster, two_t
     assert not (tmp_path / "root" / "labels").exists()
 
 
+def test_labels_in_int8_are_close_to_those_in_float32(cluster, tmp_path):
+    tiny_cross_encoder(max_length=64).save(tmp_path / "teacher")
+    settings = [f"storage.root={tmp_path / 'root'}", "data.shop.queries=60", "teacher.gate=off"]
+    settings += [f"teacher.model={tmp_path / 'teacher'}"]
+    stores = []
+    for precision in ("float32", "int8"):
+        made = run_until(load_config(TINY, [*settings, f"labels.precision={precision}"]), "label")
+        stores.append(open_store(made.places["labels"]))
+    report = compare(*stores)
+    assert report["compared"] == report["left_pairs"] == report["right_pairs"] > 100
+    assert 0.99 < report["spearman"] < 1
+    (told,) = [json.loads(path.read_text()) for path in (tmp_path / "root").glob("quantised/*/fidelity.json")]
+    assert told["correlation"] > 0.99
+
+
+def test_a_teacher_that_int8_changes_is_refused(made, config):
+    labels = config.labels.model_copy(update={"precision": "int8"})
+    # It learnt so little that its scores hardly differ; what rounding does to them decides their order.
+    with pytest.raises(GateError, match=r"int8: rank correlation with float32 0\.[0-8].*use float32"):
+        run_until(config.model_copy(update={"labels": labels}), "label")
+    assert len(list(Path(config.storage.root, "labels").iterdir())) == 1
+
+
 def test_the_gate_says_what_it_measured(made):
     report = json.loads(Path(made.places["gate"]).read_text())
     assert set(report["models"]) == {"teacher", "bm25"}
@@ -194,6 +218,43 @@ def test_each_pair_is_labelled_once(made, config):
     valid = pl.read_parquet(Path(made.places["lists"], "valid.parquet")).explode("items").unnest("items")
     listed = pl.concat([lists, valid]).unique(["query", "text"])
     assert labels.height == listed.height
+
+
+def test_a_label_store_is_looked_after_by_commands(made, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(made.places["labels"], store)
+    shown = shell("jobs.labels", "show", str(store))
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"max_length +64\b", shown.stdout)
+    verified = shell("jobs.labels", "verify", str(store), "--json")
+    told = json.loads(verified.stdout)
+    assert (verified.returncode, told["clean"], told["problems"]) == (0, True, {})
+    assert shell("jobs.labels", "compact", str(store), "--keep-hours", "0").returncode == 0
+    diff = json.loads(shell("jobs.labels", "diff", str(store), made.places["labels"], "--json").stdout)
+    assert (diff["compared"], diff["spearman"], diff["order_agreement"]["value"]) == (told["rows"], 1.0, 1.0)
+    (file,) = store.glob("runs/*/labels-*.parquet")
+    file.write_bytes(file.read_bytes()[:-9])
+    damaged = shell("jobs.labels", "verify", str(store))
+    assert damaged.returncode == 1
+    assert re.fullmatch(r"error: '.*store' is damaged: changed file: runs/.*parquet; .*\n", damaged.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["verify", "nowhere"], "error: 'nowhere' is no label store (it has no teacher.json)"),
+        (["diff", "nowhere"], "error: diff takes two stores, the others one"),
+        (["show", "a", "b"], "error: diff takes two stores, the others one"),
+        (["compact", "nowhere", "--keep-hours", "-1"], "error: --keep-hours is -1.0; give 0 or more"),
+        (["verify", "gopher://x"], "error: STORE: 'gopher://x' can't be opened"),
+        (["burn", "nowhere"], "error: argument show|verify|compact|diff: invalid choice: 'burn'"),
+    ],
+)
+def test_label_commands_refuse_what_they_cannot_use(arguments, told):
+    result = shell("jobs.labels", *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(told)
+    assert result.stderr.count("\n") == 1
 
 
 def test_items_of_a_late_student_are_indexed_and_kept_up_to_date(made, config, tmp_path):
@@ -374,6 +435,7 @@ def test_judgements_that_measure_nothing_are_refused(tmp_path):
     [
         (["student.grades=4", "distill.grades.alpha=0.5"], r"student\.grades is 4 .* tells no grades apart"),
         (["student.grades=4", "distill.grades.alpha={start: 0, end: 1}", "teacher.model={graded}"], "tells 3 grades"),
+        (["labels.precision=int8", "teacher.kind=bi", "teacher.model={other}"], "'int8', which a model of kind bi"),
         (["distill.features.relation=1"], r"relation_heads is 12, which doesn't divide"),
         (["distill.features.hidden=1", "student.init={other}"], "another tokenizer than the teacher"),
         (["student.prune.heads=0.5", "student.init={roberta}"], "a RobertaForSequenceClassification can't be pruned"),

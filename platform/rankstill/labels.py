@@ -223,14 +223,18 @@ class LabelRun:
         return made
 
 
-def open_store(location: str, fingerprint: str, teacher: Mapping[str, Any] | None = None) -> LabelStore:
+def open_store(
+    location: str, fingerprint: str = "", teacher: Mapping[str, Any] | None = None, field: str = "storage.labels"
+) -> LabelStore:
     """The store of one teacher under a folder or URL; made where `teacher` says what the fingerprint stands for.
+
+    Without a fingerprint the location is the store's own.
 
     Raises:
         ConfigError: the location can't be used.
         DataError: no store is there.
     """
-    store = store_at(location, fingerprint, make=teacher is not None)
+    store = store_at(location, fingerprint, teacher is not None, field)
     if not is_file(store.tree, TEACHER):
         if teacher is None:
             raise DataError(f"{store.where!r} is no label store (it has no {TEACHER}); give the folder of one teacher")
@@ -238,14 +242,14 @@ def open_store(location: str, fingerprint: str, teacher: Mapping[str, Any] | Non
     return store
 
 
-def store_at(location: str, fingerprint: str, make: bool = False) -> LabelStore:
+def store_at(location: str, fingerprint: str, make: bool = False, field: str = "storage.labels") -> LabelStore:
     """The store at a place, whether anything is there or not; empty where not.
 
     Raises:
         ConfigError: the location can't be used.
     """
     where = below(location, fingerprint) if fingerprint else location
-    return LabelStore(open_tree(where, "storage.labels", make), shown(where))
+    return LabelStore(open_tree(where, field, make), shown(where))
 
 
 def bucket_depth(rows: int) -> int:
