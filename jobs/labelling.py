@@ -250,6 +250,7 @@ def label_missing(
         reporter.event("labels", state="waiting", writer=holder, store=store.where)
 
     with work_folder(run.root, "labels") as aside, store.writing(waiting) as writer:
+        pairs = pairs.select("pair_id", "query", "item_id", "text")
         blocks = write_pending(writer, pairs, aside, run.config.labels.block, share.actors[0])
         total = sum(blocks.values())
         reporter.event("labels", state="counted", model=labeller.model.folder, missing=total)
@@ -327,5 +328,5 @@ def write_pending(writer: LabelRun, pairs: pl.LazyFrame, aside: Path, block: int
 def write_block(tree: fs.SubTreeFileSystem, path: str, pairs: pl.DataFrame) -> None:
     """Write pairs (pair_id, query, item_id, text) to be scored."""
     with io.BytesIO() as buffer:
-        pairs.select("pair_id", "query", "item_id", "text").write_parquet(buffer)
+        pairs.write_parquet(buffer)
         write_whole(tree, path, buffer.getvalue())

@@ -136,22 +136,24 @@ class LabelStore:
         """
         rows = pairs.select(pl.len()).collect(engine="streaming").item()
         depth = bucket_depth(rows)
+        commits = self.commits()
         if not depth:
-            yield "", self._lacking(pairs.collect(engine="streaming"), "")
+            yield "", self._lacking(pairs.collect(engine="streaming"), "", commits)
             return
         key = {"bucket": pl.col("pair_id").str.slice(0, depth)}
         pairs.sink_parquet(pl.PartitionBy(aside, key=key, include_key=False), mkdir=True)
         for bucket in map("".join, itertools.product(HEX, repeat=depth)):
             if (aside / f"bucket={bucket}").is_dir():
                 frame = pl.read_parquet(aside / f"bucket={bucket}" / "*.parquet")
-                yield bucket, self._lacking(frame, bucket)
+                yield bucket, self._lacking(frame, bucket, commits)
 
-    def _lacking(self, frame: pl.DataFrame, bucket: str) -> pl.DataFrame:
+    def _lacking(self, frame: pl.DataFrame, bucket: str, commits: Sequence[Commit]) -> pl.DataFrame:
         frame = frame.unique("pair_id", keep="first", maintain_order=True)
-        for part in in_groups(self.files(bucket), BUCKET_ROWS):
+        files = [file for commit in commits for file in commit.files if file.meets(bucket)]
+        for part in in_groups([file for file in files if not file.rejects], BUCKET_ROWS):
             ids = scan_files(self, [file.path for file in part]).select("pair_id").collect()
             frame = frame.join(ids, on="pair_id", how="anti", maintain_order="left")
-        for file in self.files(bucket, rejects=True):
+        for file in (file for file in files if file.rejects):
             rejected = [row["pair_id"] for row in read_rejects(self.tree, file.path)]
             frame = frame.filter(~pl.col("pair_id").is_in(rejected))
         return frame
