@@ -124,7 +124,8 @@ def check_fidelity(
     if not correlation >= LEAST_CORRELATION or loss.high < 0:
         raise GateError(
             f"int8: rank correlation with float32 {correlation:.4f} (at least {LEAST_CORRELATION}), {PRIMARY}"
-            f" {loss.value:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]; it is not kept, use float32"
+            f" {loss.value:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]; it is not kept; use float32"
+            " (for a teacher labels.precision=float32)"
         )
     return {"models": reports, "correlation": correlation, "difference": loss.as_dict()}
 

@@ -112,7 +112,8 @@ def labels_for(run: Run, labeller: Labeller, pairs: pl.DataFrame, data: str) -> 
     """pair_id, score and logits of all pairs that can be scored, of which the store keeps those that it lacked."""
     label_missing(run, labeller, pairs.lazy(), data)
     scores = labeller.store.scan().select("pair_id", "score", "logits")
-    return scores.join(pairs.lazy().select("pair_id").unique(), on="pair_id", how="semi").collect()
+    with labeller.store.reading():
+        return scores.join(pairs.lazy().select("pair_id").unique(), on="pair_id", how="semi").collect()
 
 
 if __name__ == "__main__":

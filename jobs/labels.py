@@ -93,10 +93,14 @@ def check(arguments: "argparse.Namespace") -> None:
         print(format_table([header, [f"{count:,}" for count in counts]]))
     if not audit.clean:
         raise RunError(
-            f"{arguments.store!r} is damaged: {'; '.join(audit.lines())}; restore the files, or compact and label again"
+            f"{arguments.store!r} is damaged: {'; '.join(audit.lines())}; restore the files, or let `jobs.labels"
+            " compact` keep what is sound and jobs.label label the rest again"
         )
     if not arguments.json:
-        print("clean")
+        left = (
+            "; leftover files of runs without a commit are taken over by the next jobs.label" if audit.orphans else ""
+        )
+        print(f"clean{left}")
 
 
 def merge(arguments: "argparse.Namespace") -> None:

@@ -50,7 +50,12 @@ class Run:
         with work_folder(self.root, f"{kind}-{key}") as aside:
             (aside / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
             build(aside)
-            os.replace(aside, folder)
+            try:
+                os.replace(aside, folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+                # Another run made the same meanwhile; its output is as good.
         self.reporter.event(kind, state="done", path=str(folder))
         return folder
 

@@ -17,6 +17,7 @@ from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.encoders import find_encoder
 from rankstill.errors import ConfigError
 from rankstill.features import FeatureMatcher
+from rankstill.labels import store_at
 from rankstill.model_config import Student, TeacherMember
 from rankstill.objective import Objective
 from rankstill.registry import find_version
@@ -77,6 +78,8 @@ def check_models(config: Config) -> None:
         InputError: a folder is no model, or what the settings ask of teacher and student doesn't fit them.
     """
     teacher, student = config.teacher, resolved_student(config)
+    if config.storage.labels:
+        store_at(config.storage.labels, "")
     kinds = {teacher.kind, *(member.kind for member in teacher.ensemble)} - {"cross"}
     if config.labels.precision == "int8" and kinds:
         raise ConfigError(f"labels.precision is 'int8', which a model of kind {min(kinds)} doesn't have; use auto")

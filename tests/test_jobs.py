@@ -17,6 +17,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from jobs.evaluate import evaluate_files
 from jobs.index import index_items
 from jobs.pipeline import run_until
+from jobs.run import Run
 from jobs.train import check_models
 from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
@@ -29,6 +30,7 @@ from rankstill.label_care import compare, verify
 from rankstill.labels import open_store
 from rankstill.metrics import per_query
 from rankstill.model_config import Schedule, Student
+from rankstill.progress import Reporter
 from rankstill.rankers import load_ranker
 from rankstill.registry import Registry
 from rankstill.scoring import torch_scorer
@@ -197,6 +199,19 @@ def test_a_teacher_that_int8_changes_is_refused(made, config):
     with pytest.raises(GateError, match=r"int8: rank correlation with float32 0\.[0-8].*use float32"):
         run_until(config.model_copy(update={"labels": labels}), "label")
     assert len(list(Path(config.storage.root, "labels").iterdir())) == 1
+
+
+def test_a_step_that_another_run_finished_first_stands(tmp_path):
+    run = Run(load_config(TINY, [f"storage.root={tmp_path}"]), Reporter())
+
+    def build(folder: Path) -> None:
+        (folder / "ours").touch()
+        other = tmp_path / "lists" / "key"
+        other.mkdir(parents=True)
+        (other / "theirs").touch()
+
+    assert [path.name for path in run.step("lists", "key", build).iterdir()] == ["theirs"]
+    assert list((tmp_path / "partial").iterdir()) == []
 
 
 def test_the_gate_says_what_it_measured(made):

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from rankstill import labels as module
-from rankstill.errors import ConfigError, DataError, RunError
+from rankstill.errors import ConfigError, DamagedError, DataError, RunError
 from rankstill.label_care import compact, compare, verify
 from rankstill.labels import LabelRun, LabelStore, bucket_depth, open_store, write_labels, write_rejects
 from rankstill.lease import Lease
@@ -256,7 +256,7 @@ def test_compacting_merges_files_and_keeps_every_label(store, tmp_path):
     before = store.scan().collect().sort("pair_id")
     lazily = store.scan()
     told = compact(store)
-    assert told == {"rows": 60, "files before": 7, "files": 2, "removed": 0}
+    assert told == {"rows": 60, "files before": 7, "damaged": 0, "files": 2, "removed": 0}
     assert store.scan().collect().sort("pair_id").equals(before)
     assert lazily.collect().height == 60, "who began to read before still can"
     assert lacking(store, pairs("x", "y"), tmp_path / "aside") == ["y"]
@@ -276,11 +276,49 @@ def test_what_was_replaced_long_enough_ago_is_removed(store, tmp_path):
     assert compact(store, keep_hours=0.0)["removed"] == 2
     assert not (tmp_path / "labels" / "f00" / "runs" / run).exists()
     assert ids(store) == ["a", "b"]
-    assert compact(store, keep_hours=0.0) == {"rows": 2, "files before": 1, "files": 1, "removed": 0}
+    again = compact(store, keep_hours=0.0)
+    assert again == {"rows": 2, "files before": 1, "damaged": 0, "files": 1, "removed": 0}
     store.append(table("c"))
     compact(store, keep_hours=0.0)
     assert ids(store) == ["a", "b", "c"]
     assert [len(entry["run"]) for entry in store.commits()[0].told["history"]] == [31] * 4
+
+
+def test_a_damaged_store_is_told_and_compacting_keeps_what_is_sound(store, tmp_path):
+    folder = tmp_path / "labels" / "f00"
+    first, second, _ = (store.append(table(one)) for one in ("a", "b", "c"))
+    (folder / first.files[0].path).unlink()
+    (folder / second.files[0].path).write_bytes(b"PAR1")
+    with pytest.raises(DamagedError, match=r"f00' is damaged: a file of labels can't be read .* `jobs\.labels verify`"):
+        lacking(store, pairs("a"), tmp_path / "aside")
+    with pytest.raises(DamagedError):
+        compare(store, store)
+    told = compact(store, keep_hours=0.0)
+    assert (told["damaged"], told["rows"]) == (2, 1)
+    assert lacking(store, pairs("a", "b", "c"), tmp_path / "aside") == ["a", "b"]
+    assert verify(store).clean
+
+
+@pytest.mark.parametrize("broken", ["{", '{"run": 5}', "[]"])
+def test_a_broken_commit_is_told_and_its_files_are_recovered(store, tmp_path, broken):
+    store.append(table("a"))
+    (commit,) = (tmp_path / "labels" / "f00" / "commits").iterdir()
+    commit.write_text(broken)
+    assert verify(store).problems == {"unreadable commit": [f"commits/{commit.name}"]}
+    with pytest.raises(DamagedError, match=rf"is damaged: commits/{commit.name} can't be read"):
+        store.scan()
+    with store.writing():
+        assert ids(store) == ["a"]
+    assert verify(store).clean
+
+
+def test_labels_whose_commit_is_gone_are_recovered_by_compacting(store, tmp_path):
+    store.append(table("a"))
+    store.append(table("b"))
+    next((tmp_path / "labels" / "f00" / "commits").iterdir()).unlink()
+    assert len(verify(store).orphans) == 1
+    assert compact(store)["rows"] == 2
+    assert ids(store) == ["a", "b"]
 
 
 @pytest.mark.usefixtures("small_buckets")
@@ -328,6 +366,11 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
         open_store(str(tmp_path), "")
     with pytest.raises(ConfigError, match="can't be opened"):
         open_store("gopher://labels", "f00", {})
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"STORE: '.*file' is no folder"):
+        open_store(str(tmp_path / "file"), field="STORE")
+    with pytest.raises(ConfigError, match=r"STORE: 's3://' (is no folder|can't be opened)"):
+        open_store("s3://", field="STORE")
 
 
 def test_locations():

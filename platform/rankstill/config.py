@@ -149,7 +149,7 @@ class Storage(Section):
 
     root: str = Field(default=".rankstill", min_length=1, pattern=r"^[^\x00]+$")
     """Folder of all outputs: prepared data, teachers, labels, students, artifacts, registry."""
-    labels: str = Field(default="", pattern=r"^[^\x00]*$")
+    labels: str = Field(default="", pattern=r"^(\S[^\x00]*)?$")
     """Folder or URL (such as s3://bucket/labels) of the label store; empty is the folder labels of `root`."""
 
     @field_validator("root")

@@ -8,6 +8,7 @@
     │   │   └── ConversionError   a model that a runtime can't run
     │   └── AddressError      a host or port that can't be used    (also an OSError)
     └── RunError              a run that could not go on           (also a RuntimeError)
+        └── DamagedError      stored data that can't be read
 
 Every message is one line that names the field, its value and the remedy. Each error is built from that one
 message, so it survives the pickling between Ray processes.
@@ -48,6 +49,10 @@ class AddressError(InputError, OSError):
 
 class RunError(RankstillError, RuntimeError):
     """A run that could not go on: a diverged training, a score that is not a number."""
+
+
+class DamagedError(RunError):
+    """Stored data that can't be read as they were written."""
 
 
 class GateError(RankstillError):

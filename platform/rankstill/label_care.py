@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rankstill.errors import DamagedError
 from rankstill.labels import (
     COMMITS,
     HEX,
@@ -66,7 +67,12 @@ class Audit:
 
 def verify(store: LabelStore) -> Audit:
     """Read all of a store: files against the hashes and counts of their commits, pairs doubled, scores not finite."""
-    audit, commits = Audit(), store.commits()
+    audit = Audit()
+    try:
+        commits = store.commits()
+    except DamagedError as error:
+        audit.found("unreadable commit", str(error).partition("damaged: ")[2].partition(" can't be read")[0])
+        return audit
     audit.commits = len(commits)
     sound = []
     for file in (file for commit in commits for file in commit.files):
@@ -88,14 +94,16 @@ def verify(store: LabelStore) -> Audit:
 def compact(store: LabelStore, keep_hours: float = 24.0) -> dict[str, int]:
     """Merge all files into few, sorted by pair id, and remove what was replaced more than `keep_hours` ago.
 
-    One commit switches from the old files to the new ones; readers that have begun keep theirs for that time.
+    One commit switches from the old files to the new ones; readers that have begun keep theirs for that time. Damaged
+    files are left out, so that their pairs are missing and can be labelled again.
     """
     with store.writing() as run:
         commits = store.commits()
         files = [file for commit in commits for file in commit.files]
         before = len(files)
-        if before > 1:
-            made = list(_merged(store, run, sum(file.rows for file in files)))
+        sound = [file for file in files if not _differs(store, file)]
+        if before > 1 or len(sound) < before:
+            made = list(_merged(store, run, sound))
             history = [
                 {"run": one.run, "rows": one.rows, **{k: v for k, v in one.told.items() if k != "history"}}
                 for one in commits
@@ -105,7 +113,9 @@ def compact(store: LabelStore, keep_hours: float = 24.0) -> dict[str, int]:
             rows, after = commit.rows, len(made)
         else:
             rows, after = sum(commit.rows for commit in commits), before
-        return {"rows": rows, "files before": before, "files": after, "removed": _purge(store, keep_hours)}
+        removed = _purge(store, keep_hours)
+    counts = {"rows": rows, "files before": before, "damaged": before - len(sound), "files": after}
+    return {**counts, "removed": removed}
 
 
 def compare(left: LabelStore, right: LabelStore) -> dict[str, Any]:
@@ -169,14 +179,22 @@ def _check_bucket(store: LabelStore, files: list[StoredFile], bucket: str, audit
             audit.found("pair stored more than once", pair)
 
 
-def _merged(store: LabelStore, run: LabelRun, rows: int) -> Iterator[StoredFile]:
-    for bucket in map("".join, product(HEX, repeat=bucket_depth(rows))):
-        frame = store.scan(bucket).collect().unique("pair_id", keep="last").sort("pair_id")
+def _merged(store: LabelStore, run: LabelRun, files: list[StoredFile]) -> Iterator[StoredFile]:
+    labels = [file for file in files if not file.rejects]
+    for bucket in map("".join, product(HEX, repeat=bucket_depth(sum(file.rows for file in labels)))):
+        held = scan_files(store, [file.path for file in labels if file.meets(bucket)])
+        frame = (
+            held.filter(pl.col("pair_id").str.starts_with(bucket))
+            .collect()
+            .unique("pair_id", keep="last")
+            .sort("pair_id")
+        )
         if frame.height:
             yield write_labels(store.tree, run.labels(bucket, 0), frame.to_arrow().cast(LABELS))
     rejects = {
         row["pair_id"]: row
-        for file in store.files(rejects=True)
+        for file in files
+        if file.rejects
         for row in read_rejects(store.tree, file.path)
     }  # fmt: skip
     if rejects:
@@ -208,8 +226,11 @@ def _shared(left: LabelStore, right: LabelStore) -> tuple[pl.DataFrame, dict[str
     rows = [sum(commit.rows for commit in store.commits()) for store in (left, right)]
     frames = []
     for bucket in map("".join, product(HEX, repeat=bucket_depth(max(rows)))):
-        ours = left.scan(bucket).select("pair_id", "query", "item_id", "score")
-        frames.append(ours.join(right.scan(bucket).select("pair_id", other="score"), on="pair_id").collect())
+        with left.reading():
+            ours = left.scan(bucket).select("pair_id", "query", "item_id", "score").collect()
+        with right.reading():
+            theirs = right.scan(bucket).select("pair_id", other="score").collect()
+        frames.append(ours.join(theirs, on="pair_id"))
         if sum(frame.height for frame in frames) >= COMPARED_PAIRS:
             break
     return pl.concat(frames).sort("pair_id"), dict(zip(("left_pairs", "right_pairs"), rows, strict=True))

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from rankstill.errors import DataError
+from rankstill.errors import ConfigError, DamagedError, DataError
 from rankstill.lease import Lease
 from rankstill.schema import LABELS
 from rankstill.trees import (
@@ -112,10 +112,44 @@ class LabelStore:
         return read_json(self.tree, TEACHER)
 
     def commits(self, replaced: bool = False) -> list[Commit]:
-        """All commits that count, oldest first; with those that others have replaced if wanted."""
-        found = [_commit(read_json(self.tree, path)) for path in list_files(self.tree, COMMITS, ".json")]
+        """All commits that count, oldest first; with those that others have replaced if wanted.
+
+        Raises:
+            DamagedError: one can't be read.
+        """
+        found = [self._read_commit(path) for path in list_files(self.tree, COMMITS, ".json")]
         gone = set() if replaced else {run for commit in found for run in commit.replaces}
         return [commit for commit in found if commit.run not in gone]
+
+    def _read_commit(self, path: str) -> Commit:
+        try:
+            record = read_json(self.tree, path)
+            known = {"run", "fingerprint", "rows", "files", "replaces"}
+            files = tuple(StoredFile(**file) for file in record["files"])
+            told = {name: value for name, value in record.items() if name not in known}
+            return Commit(record["run"], files, told, tuple(record["replaces"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self.damaged(path, error) from error
+
+    def damaged(self, what: str, error: Exception) -> DamagedError:
+        """What is raised where a part of the store can't be read."""
+        reason = (str(error).splitlines() or [""])[0][:120]
+        return DamagedError(
+            f"the label store {self.where!r} is damaged: {what} can't be read ({reason}); see `jobs.labels verify`;"
+            " `jobs.labels compact` keeps what is sound, and jobs.label labels the rest again"
+        )
+
+    @contextmanager
+    def reading(self, what: str = "a file of labels") -> Iterator[None]:
+        """Turns what libraries raise on damaged files into one error.
+
+        Raises:
+            DamagedError: a file can't be read.
+        """
+        try:
+            yield
+        except (pl.exceptions.PolarsError, pa.ArrowException, OSError, ValueError) as error:
+            raise self.damaged(what, error) from error
 
     def files(self, bucket: str = "", rejects: bool = False) -> list[StoredFile]:
         """Files of all commits that may hold pairs of a bucket."""
@@ -151,10 +185,12 @@ class LabelStore:
         frame = frame.unique("pair_id", keep="first", maintain_order=True)
         files = [file for commit in commits for file in commit.files if file.meets(bucket)]
         for part in in_groups([file for file in files if not file.rejects], BUCKET_ROWS):
-            ids = scan_files(self, [file.path for file in part]).select("pair_id").collect()
+            with self.reading():
+                ids = scan_files(self, [file.path for file in part]).select("pair_id").collect()
             frame = frame.join(ids, on="pair_id", how="anti", maintain_order="left")
         for file in (file for file in files if file.rejects):
-            rejected = [row["pair_id"] for row in read_rejects(self.tree, file.path)]
+            with self.reading(file.path):
+                rejected = [row["pair_id"] for row in read_rejects(self.tree, file.path)]
             frame = frame.filter(~pl.col("pair_id").is_in(rejected))
         return frame
 
@@ -179,12 +215,20 @@ class LabelStore:
             return run.commit([write_labels(self.tree, run.labels("", 0), table)], **told)
 
     def _recover(self, lease: Lease) -> None:
-        """Commit the files of runs that ended without a commit."""
-        known = {Path(path).stem for path in list_files(self.tree, COMMITS, ".json")}
+        """Commit the files of runs that ended without a commit, or whose commit can't be read."""
+        known = set()
+        for path in list_files(self.tree, COMMITS, ".json"):
+            try:
+                known.add(self._read_commit(path).run)
+            except DamagedError:
+                self.tree.move(path, f"{path}.broken")
         for run in list_folders(self.tree, RUNS):
             if run not in known:
                 remove_folder(self.tree, f"{RUNS}/{run}/pending")
-                files = [stored_file(self.tree, path) for path in list_files(self.tree, f"{RUNS}/{run}")]
+                files = []
+                for path in list_files(self.tree, f"{RUNS}/{run}"):
+                    with suppress(pa.ArrowException, OSError):  # what isn't whole isn't labelled
+                        files.append(stored_file(self.tree, path))
                 if files:
                     LabelRun(self, run, lease).commit(files, recovered=True)
                 else:
@@ -237,7 +281,12 @@ def open_store(
         DataError: no store is there.
     """
     store = store_at(location, fingerprint, teacher is not None, field)
-    if not is_file(store.tree, TEACHER):
+    try:
+        there = is_file(store.tree, TEACHER)
+    except OSError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"{field}: {store.where!r} can't be reached ({reason}); see its credentials") from error
+    if not there:
         if teacher is None:
             raise DataError(f"{store.where!r} is no label store (it has no {TEACHER}); give the folder of one teacher")
         write_whole(store.tree, TEACHER, json.dumps(dict(teacher), indent=1, ensure_ascii=False).encode())
@@ -326,13 +375,6 @@ def _write(tree: fs.SubTreeFileSystem, path: str, data: bytes | pa.Buffer, rows:
     view = memoryview(data)
     write_whole(tree, path, view)
     return StoredFile(path, rows, len(view), hashlib.sha256(view).hexdigest())
-
-
-def _commit(record: dict[str, Any]) -> Commit:
-    known = {"run", "fingerprint", "rows", "files", "replaces"}
-    files = tuple(StoredFile(**file) for file in record["files"])
-    told = {name: value for name, value in record.items() if name not in known}
-    return Commit(record["run"], files, told, tuple(record["replaces"]))
 
 
 def _now() -> str:

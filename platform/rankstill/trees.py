@@ -24,10 +24,11 @@ def open_tree(location: str, field: str, make: bool = False) -> fs.SubTreeFileSy
             base, path = fs.FileSystem.from_uri(location)
         else:
             base, path = fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+        there = base.get_file_info(path).type  # which shows whether it can be reached
+        if not path or there == fs.FileType.File:
+            raise ConfigError(f"{field}: {shown(location)!r} is no folder; give one")
         if make:
             base.create_dir(path, recursive=True)
-        else:
-            base.get_file_info(path)  # which shows whether it can be reached
     except (OSError, ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{field}: {shown(location)!r} can't be opened ({reason}); give a folder, or a URL with its"
