@@ -1,7 +1,7 @@
 """What labelling would cost, from a sample that is really scored."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -10,6 +10,7 @@ from jobs.label import pairs_to_label
 from jobs.labelling import LabelActor, Labeller, open_labeller, write_block
 from jobs.pool import map_blocks
 from jobs.prepare import Prepared
+from jobs.quantise import quantise, quantised_key
 from jobs.run import Run
 from jobs.teach import member_models, teacher_key, teacher_model
 from rankstill.encoders import find_encoder
@@ -60,10 +61,14 @@ def labelling_cost(run: Run, prepared: Prepared) -> list[Cost]:
     pairs = pl.concat(pairs_to_label(run, prepared), how="diagonal").unique("pair_id", maintain_order=True)
     pairs = pairs.select("pair_id", "query", "item_id", "text")
     with tempfile.TemporaryDirectory() as folder:
-        return [
-            _cost(run, model, stands, pairs, Path(folder, str(place)))
-            for place, (model, stands) in enumerate(_models(run, prepared, pairs, Path(folder, "model")))
-        ]
+        costs = []
+        for place, (model, stands) in enumerate(_models(run, prepared, pairs, Path(folder, "model"))):
+            aside = Path(folder, str(place))
+            aside.mkdir()
+            if run.config.labels.precision == "int8":
+                model, stands = _in_int8(run, prepared, model, stands, aside)
+            costs.append(_cost(run, model, stands, pairs, aside))
+        return costs
 
 
 def _models(run: Run, prepared: Prepared, pairs: pl.DataFrame, aside: Path) -> list[tuple[TeacherModel, bool]]:
@@ -83,6 +88,16 @@ def _models(run: Run, prepared: Prepared, pairs: pl.DataFrame, aside: Path) -> l
     return [(teacher_model(config, main[0], config.max_length), main[1]), *members]
 
 
+def _in_int8(run: Run, prepared: Prepared, model: TeacherModel, stands: bool, aside: Path) -> tuple[TeacherModel, bool]:
+    """A model's int8 form, with whether it is the very one that labels."""
+    made = run.config.storage.folder / "quantised" / quantised_key(prepared, model) / "model"
+    if stands and made.is_dir():
+        return replace(model, folder=str(made)), True
+    (aside / "float32").mkdir()
+    quantise(run, model, aside / "float32", aside / "int8")
+    return replace(model, folder=str(aside / "int8")), False
+
+
 def _cost(run: Run, model: TeacherModel, stands: bool, pairs: pl.DataFrame, aside: Path) -> Cost:
     labeller = open_labeller(run, model, make=False)
     missing = pairs
@@ -95,7 +110,7 @@ def _cost(run: Run, model: TeacherModel, stands: bool, pairs: pl.DataFrame, asid
         told = _score(run, labeller, sample, aside)
         tokens = round(told["tokens"] / sample.height * missing.height)
         rate = sample.height / told["seconds"] * run.share.actors[0]
-    name = Path(model.folder).name if stands else f"{run.config.teacher.model or run.config.teacher.base} (as it is)"
+    name = Path(model.folder).name if stands else f"{run.config.teacher.model or run.config.teacher.base} (stands in)"
     price = run.config.resources.price_per_hour
     return Cost(name, pairs.height, pairs.height - missing.height, tokens, rate, price)
 

@@ -1,6 +1,7 @@
 """Scores blocks of pairs with one model on an actor pool, into a label store."""
 
 import io
+import json
 import math
 import threading
 import time
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import polars as pl
@@ -22,24 +24,15 @@ from pyarrow import fs
 from jobs.pool import BlockActor, map_blocks
 from jobs.run import Run
 from rankstill.errors import RankstillError, RunError
-from rankstill.labels import (
-    LabelRun,
-    LabelStore,
-    StoredFile,
-    labels_of,
-    open_store,
-    rejects_of,
-    store_at,
-    write_labels,
-    write_rejects,
-)
+from rankstill.label_files import StoredFile, done_of, labels_of, rejects_of, write_labels, write_rejects
+from rankstill.labels import LabelRun, LabelStore, open_store, store_at
 from rankstill.schema import LABELS, ProgressEvent
 from rankstill.scoring import is_bfloat16
 from rankstill.storage import work_folder
 from rankstill.teachers.cross_encoder import fingerprint
 from rankstill.teachers.kinds import LoadedTeacher, Runtime, TeacherModel, gain_scores, load_teacher
 from rankstill.text import normalise
-from rankstill.trees import write_whole
+from rankstill.trees import is_file, read_json, write_whole
 
 LONGEST_TEXT = 1_000_000
 """Characters of a query or text; a longer one isn't a product."""
@@ -96,20 +89,24 @@ class LabelActor(BlockActor):
         return load_teacher(job.model, "teacher", job.device, job.precision, job.token_budget, job.runtime, job.threads)
 
     def work(self, block: str) -> dict[str, Any]:
-        """Score one block; tells its pairs, its files, and what was computed since the last one."""
+        """Score one block, unless that was done; tells pairs, files, and what was computed since the last one."""
         tree = self._job.tree
+        if is_file(tree, done_of(block)):  # by an actor that was lost before the driver was told
+            return {**read_json(tree, done_of(block)), **self._since()}
         with tree.open_input_file(block) as source:
             table = pq.read_table(source)
         start = time.perf_counter()
         scored = score_rows(self._teacher, table["query"].to_pylist(), table["text"].to_pylist())
         seconds = time.perf_counter() - start
         rejected = [_reject(table, row, reason) for row, reason in sorted(scored.failures.items())]
-        files = []
+        attempt, files = uuid4().hex[:8], []
         if scored.rows:
-            files.append(write_labels(tree, labels_of(block), as_labels(table, scored)))
+            files.append(write_labels(tree, labels_of(block, attempt), as_labels(table, scored)))
         if rejected:
-            files.append(write_rejects(tree, rejects_of(block), rejected))
-        return {"pairs": table.num_rows, "seconds": seconds, "files": [asdict(file) for file in files], **self._since()}
+            files.append(write_rejects(tree, rejects_of(block, attempt), rejected))
+        done = {"pairs": table.num_rows, "seconds": seconds, "files": [asdict(file) for file in files]}
+        write_whole(tree, done_of(block), json.dumps(done).encode())
+        return {**done, **self._since()}
 
     def _since(self) -> dict[str, Any]:
         """Tokens, padded tokens and floating-point operations since the last call."""

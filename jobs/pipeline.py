@@ -34,11 +34,7 @@ def main(verb: str = "pipeline") -> None:
     """Parse, then run or plan, then print what was made."""
     steps = "\nSteps before it run too; a step whose output for the same inputs stands is skipped."
     parser = make_parser(f"jobs.{verb}", VERBS[verb] + steps)
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check config and input, print the plan and its cost",
-    )
+    parser.add_argument("--dry-run", action="store_true", help="check config and input, print the plan and its cost")
     add_config_arguments(parser)
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)

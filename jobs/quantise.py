@@ -10,7 +10,7 @@ from jobs.compress import check_fidelity
 from jobs.prepare import Prepared
 from jobs.run import Run, step_key
 from jobs.teach import judged_split
-from rankstill.artifacts import export_artifact
+from rankstill.artifacts import Artifact, export_artifact
 from rankstill.compression import quantise_artifact
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import ConfigError
@@ -29,23 +29,37 @@ def quantised(run: Run, prepared: Prepared, model: TeacherModel) -> TeacherModel
         ConfigError: a model, or a device, that has no int8 form.
         GateError: its scores aren't close enough to the original's on the valid judgements.
     """
-    if run.share.device != "cpu":
-        raise ConfigError(f"labels.precision is 'int8', which device {run.share.device} doesn't have; use auto")
+    key = quantised_key(prepared, model)
 
     def build(folder: Path) -> None:
-        encoder = load_cross_encoder(model.folder, "teacher", model.max_length)
-        if not encoder.scores:
-            raise ConfigError("labels.precision is 'int8', but the teacher tells grades apart; use auto")
         pairs = judged_split(prepared.pairs, "valid")
         queries = pairs["query_id"].unique(maintain_order=True)
         kept = queries.sample(min(len(queries), max(1, CHECKED_PAIRS * len(queries) // pairs.height)), seed=0)
+        sample = pairs.filter(pl.col("query_id").is_in(kept.implode()))
         with tempfile.TemporaryDirectory() as aside:
-            whole = export_artifact(encoder, Path(aside), {}, list(run.config.data.fields))
-            (folder / "model").mkdir()
-            small = quantise_artifact(whole, folder / "model")
-            sample = pairs.filter(pl.col("query_id").is_in(kept.implode()))
+            whole, small = quantise(run, model, Path(aside), folder / "model")
             measured = check_fidelity(whole, small, sample, "the valid split", run.config.labels.token_budget)
         write_json(folder / "fidelity.json", measured)
 
-    key = step_key(hash_folder(Path(model.folder)), model.max_length, prepared.key)
     return replace(model, folder=str(run.step("quantised", key, build) / "model"))
+
+
+def quantised_key(prepared: Prepared, model: TeacherModel) -> str:
+    """Key of the int8 form's folder."""
+    return step_key(hash_folder(Path(model.folder)), model.max_length, prepared.key)
+
+
+def quantise(run: Run, model: TeacherModel, aside: Path, folder: Path) -> tuple[Artifact, Artifact]:
+    """A teacher as an artifact in the empty folder `aside`, and its int8 form in the new `folder`.
+
+    Raises:
+        ConfigError: a model, or a device, that has no int8 form.
+    """
+    if run.share.device != "cpu":
+        raise ConfigError(f"labels.precision is 'int8', which device {run.share.device} doesn't have; use auto")
+    encoder = load_cross_encoder(model.folder, "teacher", model.max_length)
+    if not encoder.scores:
+        raise ConfigError("labels.precision is 'int8', but the teacher tells grades apart; use auto")
+    whole = export_artifact(encoder, aside, {}, list(run.config.data.fields))
+    folder.mkdir()
+    return whole, quantise_artifact(whole, folder)

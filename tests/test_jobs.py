@@ -14,9 +14,11 @@ import pytest
 from builders import judgement, tiny_cross_encoder, write_jsonl
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
+from jobs.cost import labelling_cost
 from jobs.evaluate import evaluate_files
 from jobs.index import index_items
 from jobs.pipeline import run_until
+from jobs.prepare import Prepared
 from jobs.run import Run
 from jobs.train import check_models
 from rankstill.artifacts import export_artifact, load_artifact
@@ -435,8 +437,20 @@ def test_dry_run_plans_and_writes_nothing(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "720 pairs" in result.stdout
     counts = r"704 +0 +704 +[\d,]+ +[\d,]+ +0\.\d+ +-"
-    assert re.search(rf"pairs/s +hours +cost\n.*\n.+ \(as it is\) +{counts}", result.stdout)
+    assert re.search(rf"pairs/s +hours +cost\n.*\n.+ \(stands in\) +{counts}", result.stdout)
     assert not (tmp_path / "root").exists()
+
+
+def test_dry_run_tells_the_cost_in_int8_of_what_is_not_stored(made, config):
+    labels = config.labels.model_copy(update={"precision": "int8"})
+    resources = config.resources.model_copy(update={"price_per_hour": 3600.0})
+    run = Run(config.model_copy(update={"labels": labels, "resources": resources}), Reporter())
+    prepared = Prepared(Path(made.places["data"]).name, Path(made.places["data"]))
+    (cost,) = labelling_cost(run, prepared)
+    assert (cost.stored, cost.missing) == (0, cost.pairs), "labels in float32 don't count"
+    assert cost.row()[-1] == f"{cost.missing / cost.pairs_per_second:,.2f}"
+    (stored,) = labelling_cost(Run(config, Reporter()), prepared)
+    assert (stored.stored, stored.missing, stored.hours) == (cost.pairs, 0, 0.0)
 
 
 def test_judgements_that_measure_nothing_are_refused(tmp_path):

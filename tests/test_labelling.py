@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,16 @@ from builders import tiny_cross_encoder
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 from pyarrow import fs
 
-from jobs.labelling import LONGEST_TEXT, MOST_FAILURES, LabelActor, LabelJob, label_missing, open_labeller, score_rows
+from jobs.labelling import (
+    LONGEST_TEXT,
+    MOST_FAILURES,
+    LabelActor,
+    LabelJob,
+    label_missing,
+    open_labeller,
+    score_rows,
+    write_block,
+)
 from jobs.labels import as_dataset
 from jobs.run import Run
 from rankstill.configfile import load_config
@@ -27,7 +37,8 @@ from rankstill.cross_encoder import load_cross_encoder
 from rankstill.data import with_pair_id
 from rankstill.errors import ConfigError, RunError
 from rankstill.label_care import compact, verify
-from rankstill.labels import open_store, rejects_of
+from rankstill.label_files import StoredFile, stored_file
+from rankstill.labels import open_store
 from rankstill.progress import Reporter
 from rankstill.scoring import Work, torch_scorer
 from rankstill.teachers.kinds import LoadedTeacher, TeacherModel
@@ -236,8 +247,22 @@ def test_a_block_of_rejects_only_writes_no_labels(tmp_path, teacher):
     )
     told = LabelActor(job_of(teacher, tree)).work("runs/r/pending/labels--000000.parquet")
     (file,) = told["files"]
-    assert file["path"] == rejects_of("runs/r/pending/labels--000000.parquet") == "runs/r/rejects--000000.jsonl"
+    assert re.fullmatch(r"runs/r/rejects--000000-[0-9a-f]{8}\.jsonl", file["path"])
     assert told["tokens"] == 0
+
+
+def test_a_block_that_is_done_is_not_scored_again(tmp_path, teacher):
+    tree = open_tree(str(tmp_path / "store"), "test", make=True)
+    block = "runs/r/pending/labels--000000.parquet"
+    write_block(tree, block, made_pairs(20))
+    first = LabelActor(job_of(teacher, tree)).work(block)
+    again = LabelActor(job_of(teacher, tree)).work(block)
+    assert first["tokens"] > 0
+    assert (again["tokens"], again["pairs"], again["files"]) == (0, 20, first["files"])
+    tree.delete_file(block.replace(".parquet", ".json"))
+    other = LabelActor(job_of(teacher, tree)).work(block)
+    assert {file["path"] for file in other["files"]}.isdisjoint(file["path"] for file in first["files"])
+    assert stored_file(tree, first["files"][0]["path"]) == StoredFile(**first["files"][0])
 
 
 @pytest.fixture(scope="module")

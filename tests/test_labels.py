@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rankstill import labels as module
+from rankstill import label_files as module
 from rankstill.errors import ConfigError, DamagedError, DataError, RunError
 from rankstill.label_care import compact, compare, verify
-from rankstill.labels import LabelRun, LabelStore, bucket_depth, open_store, write_labels, write_rejects
+from rankstill.label_files import bucket_depth, labels_of, rejects_of, write_labels, write_rejects
+from rankstill.labels import LabelRun, LabelStore, open_store
 from rankstill.lease import Lease
 from rankstill.schema import LABELS
 from rankstill.text import digest
@@ -159,12 +160,27 @@ def test_half_written_files_and_late_ones_are_not_there(store, tmp_path):
     assert audit.orphans == [late.labels("", 2)]
 
 
-def test_a_run_that_wrote_nothing_leaves_nothing(store, tmp_path):
+def test_what_an_actor_writes_after_its_run_was_found_empty_does_not_count(store, tmp_path):
     (tmp_path / "labels" / "f00" / "runs" / "20260101T000000-killed00" / "pending").mkdir(parents=True)
+    store.append(table("a"))
+    killed_run(store, ("", 0, ["a"]))
+    with store.writing():
+        assert ids(store) == ["a"]
+    assert verify(store).clean
+
+
+def test_two_attempts_at_one_block_count_once(store):
+    writer = LabelRun(store, "20260101T000000-killed00", Lease(store.tree, "lease.json"))
+    for attempt, held in (("1111", ["a", "b"]), ("2222", ["a", "b", "c"])):
+        write_labels(store.tree, labels_of(writer.pending("", 0), attempt), table(*held))
+    write_rejects(store.tree, rejects_of(writer.pending("", 0), "1111"), [{"pair_id": "c", "reason": "odd"}])
+    write_labels(store.tree, labels_of(writer.pending("", 1), "3333"), table("d"))
     with store.writing():
         pass
-    assert store.commits() == []
-    assert list((tmp_path / "labels" / "f00" / "runs").iterdir()) == []
+    audit = verify(store)
+    assert (audit.clean, audit.rows, audit.rejected) == (True, 3, 1)
+    assert audit.orphans == [labels_of(writer.pending("", 0), "2222")]
+    assert ids(store) == ["a", "b", "d"]
 
 
 def test_a_commit_tells_its_files_rows_and_hashes(store, tmp_path):

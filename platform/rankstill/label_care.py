@@ -3,27 +3,23 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import product
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from rankstill.errors import DamagedError
-from rankstill.labels import (
-    COMMITS,
-    HEX,
-    RUNS,
-    LabelRun,
-    LabelStore,
+from rankstill.label_files import (
     StoredFile,
     bucket_depth,
+    buckets,
     read_rejects,
     scan_files,
     stored_file,
     write_labels,
     write_rejects,
 )
+from rankstill.labels import COMMITS, RUNS, LabelRun, LabelStore
 from rankstill.metrics import estimate, pairwise_accuracy, spearman
 from rankstill.schema import LABELS
 from rankstill.trees import is_file, list_files, list_folders, remove_folder
@@ -86,7 +82,7 @@ def verify(store: LabelStore) -> Audit:
     named = {file.path for commit in commits for file in commit.files}
     audit.orphans = [path for path in _all_files(store) if path not in named]
     depth = bucket_depth(sum(file.rows for file in sound))
-    for bucket in map("".join, product(HEX, repeat=depth)):
+    for bucket in buckets(depth):
         _check_bucket(store, [file for file in sound if file.meets(bucket)], bucket, audit)
     return audit
 
@@ -165,7 +161,7 @@ def _check_bucket(store: LabelStore, files: list[StoredFile], bucket: str, audit
             ids = [row["pair_id"] for row in read_rejects(store.tree, file.path)]
             frame = pl.DataFrame({"pair_id": ids}, {"pair_id": pl.String}).with_columns(rejected=True)
         else:
-            frame = scan_files(store, [file.path]).select("pair_id", "score").collect().with_columns(rejected=False)
+            frame = scan_files(store.tree, [file]).select("pair_id", "score").collect().with_columns(rejected=False)
             if frame.filter(~pl.col("score").is_finite()).height:
                 audit.found("scores that aren't finite", file.path)
         if frame.filter(~pl.col("pair_id").str.starts_with(file.bucket)).height:
@@ -181,14 +177,9 @@ def _check_bucket(store: LabelStore, files: list[StoredFile], bucket: str, audit
 
 def _merged(store: LabelStore, run: LabelRun, files: list[StoredFile]) -> Iterator[StoredFile]:
     labels = [file for file in files if not file.rejects]
-    for bucket in map("".join, product(HEX, repeat=bucket_depth(sum(file.rows for file in labels)))):
-        held = scan_files(store, [file.path for file in labels if file.meets(bucket)])
-        frame = (
-            held.filter(pl.col("pair_id").str.starts_with(bucket))
-            .collect()
-            .unique("pair_id", keep="last")
-            .sort("pair_id")
-        )
+    for bucket in buckets(bucket_depth(sum(file.rows for file in labels))):
+        held = scan_files(store.tree, labels, bucket).collect()
+        frame = held.unique("pair_id", keep="last").sort("pair_id")
         if frame.height:
             yield write_labels(store.tree, run.labels(bucket, 0), frame.to_arrow().cast(LABELS))
     rejects = {
@@ -225,7 +216,7 @@ def _shared(left: LabelStore, right: LabelStore) -> tuple[pl.DataFrame, dict[str
     """Pairs that both have labelled, with `score` and `other`; and how many each has."""
     rows = [sum(commit.rows for commit in store.commits()) for store in (left, right)]
     frames = []
-    for bucket in map("".join, product(HEX, repeat=bucket_depth(max(rows)))):
+    for bucket in buckets(bucket_depth(max(rows))):
         with left.reading():
             ours = left.scan(bucket).select("pair_id", "query", "item_id", "score").collect()
         with right.reading():

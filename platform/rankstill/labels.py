@@ -3,16 +3,14 @@
 <fingerprint>/teacher.json                        what the fingerprint stands for
 <fingerprint>/lease.json                          who writes; gone when nobody does
 <fingerprint>/commits/<run>.json                  what a run wrote: files with rows, bytes and SHA-256
-<fingerprint>/runs/<run>/labels-<bucket>-<n>.parquet   schema LABELS, pairs whose id begins with the bucket
-<fingerprint>/runs/<run>/rejects-<bucket>-<n>.jsonl    pairs that can't be scored, with the reason
+<fingerprint>/runs/<run>/labels-<bucket>-<n>*.parquet  schema LABELS, pairs whose id begins with the bucket
+<fingerprint>/runs/<run>/rejects-<bucket>-<n>*.jsonl   pairs that can't be scored, with the reason
 <fingerprint>/runs/<run>/pending/                 blocks that are still to be scored
 
-A file that no commit names isn't there. Files are written whole under names of their own, so that what a killed run
-finished is known by its name, and the next run commits it.
+A file that no commit names isn't there. Files are written whole, each attempt at a block under names of its own, so
+that nothing that was ever named changes; what a killed run finished is known by its name, and the next run commits it.
 """
 
-import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,73 +22,35 @@ from uuid import uuid4
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from rankstill.errors import ConfigError, DamagedError, DataError
+from rankstill.label_files import (
+    Commit,
+    StoredFile,
+    bucket_depth,
+    buckets,
+    in_groups,
+    one_attempt,
+    read_rejects,
+    scan_files,
+    stored_file,
+    write_labels,
+)
 from rankstill.lease import Lease
-from rankstill.schema import LABELS
 from rankstill.trees import (
     below,
     is_file,
     list_files,
     list_folders,
-    local_folder,
     open_tree,
-    read_bytes,
     read_json,
     remove_folder,
     shown,
     write_whole,
 )
 
-BUCKET_ROWS = 250_000
-"""Pairs that one process holds at a time: there are as many buckets as this takes."""
-HEX = "0123456789abcdef"
 COMMITS, RUNS, LEASE, TEACHER = "commits", "runs", "lease.json", "teacher.json"
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """One file of a commit."""
-
-    path: str
-    """From the store's folder."""
-    rows: int
-    bytes: int
-    sha256: str
-
-    @property
-    def bucket(self) -> str:
-        """How the ids of its pairs begin."""
-        return Path(self.path).name.split("-")[1]
-
-    def meets(self, bucket: str) -> bool:
-        """Whether it may hold pairs of a bucket."""
-        return self.bucket.startswith(bucket) or bucket.startswith(self.bucket)
-
-    @property
-    def rejects(self) -> bool:
-        """Whether it holds rejected pairs."""
-        return self.path.endswith(".jsonl")
-
-
-@dataclass(frozen=True)
-class Commit:
-    """What one run added."""
-
-    run: str
-    files: tuple[StoredFile, ...]
-    told: Mapping[str, Any]
-    """What else its manifest says: the time, the data, the speed."""
-    replaces: tuple[str, ...] = ()
-    """Runs whose files it holds in place of theirs."""
-
-    @property
-    def rows(self) -> int:
-        """Labels in it."""
-        return sum(file.rows for file in self.files if not file.rejects)
 
 
 class LabelStore:
@@ -159,8 +119,7 @@ class LabelStore:
 
     def scan(self, bucket: str = "") -> pl.LazyFrame:
         """Labels whose pair ids begin with `bucket`, lazily; every pair is there once."""
-        frame = scan_files(self, [file.path for file in self.files(bucket)])
-        return frame.filter(pl.col("pair_id").str.starts_with(bucket)) if bucket else frame
+        return scan_files(self.tree, self.files(bucket), bucket)
 
     def missing(self, pairs: pl.LazyFrame, aside: Path) -> Iterator[tuple[str, pl.DataFrame]]:
         """The pairs, each id once, that are neither labelled nor rejected, bucket by bucket.
@@ -176,7 +135,7 @@ class LabelStore:
             return
         key = {"bucket": pl.col("pair_id").str.slice(0, depth)}
         pairs.sink_parquet(pl.PartitionBy(aside, key=key, include_key=False), mkdir=True)
-        for bucket in map("".join, itertools.product(HEX, repeat=depth)):
+        for bucket in buckets(depth):
             if (aside / f"bucket={bucket}").is_dir():
                 frame = pl.read_parquet(aside / f"bucket={bucket}" / "*.parquet")
                 yield bucket, self._lacking(frame, bucket, commits)
@@ -184,9 +143,9 @@ class LabelStore:
     def _lacking(self, frame: pl.DataFrame, bucket: str, commits: Sequence[Commit]) -> pl.DataFrame:
         frame = frame.unique("pair_id", keep="first", maintain_order=True)
         files = [file for commit in commits for file in commit.files if file.meets(bucket)]
-        for part in in_groups([file for file in files if not file.rejects], BUCKET_ROWS):
+        for part in in_groups([file for file in files if not file.rejects]):
             with self.reading():
-                ids = scan_files(self, [file.path for file in part]).select("pair_id").collect()
+                ids = scan_files(self.tree, part).select("pair_id").collect()
             frame = frame.join(ids, on="pair_id", how="anti", maintain_order="left")
         for file in (file for file in files if file.rejects):
             with self.reading(file.path):
@@ -226,13 +185,11 @@ class LabelStore:
             if run not in known:
                 remove_folder(self.tree, f"{RUNS}/{run}/pending")
                 files = []
-                for path in list_files(self.tree, f"{RUNS}/{run}"):
+                for path in one_attempt(list_files(self.tree, f"{RUNS}/{run}")):
                     with suppress(pa.ArrowException, OSError):  # what isn't whole isn't labelled
                         files.append(stored_file(self.tree, path))
-                if files:
-                    LabelRun(self, run, lease).commit(files, recovered=True)
-                else:
-                    remove_folder(self.tree, f"{RUNS}/{run}")
+                # Even where there are none, so that what its last actors may yet write doesn't count.
+                LabelRun(self, run, lease).commit(files, recovered=True)
 
 
 @dataclass(frozen=True)
@@ -253,7 +210,7 @@ class LabelRun:
 
     def pending(self, bucket: str, number: int) -> str:
         """Path of a block to be scored, whose labels go to `labels_of` it."""
-        return f"{RUNS}/{self.run}/pending/labels-{bucket}-{number:06d}.parquet"
+        return self.labels(bucket, number).replace("/labels-", "/pending/labels-")
 
     def commit(self, files: Sequence[StoredFile], replaces: Sequence[str] = (), **told: Any) -> Commit:
         """Make the files count.
@@ -301,80 +258,6 @@ def store_at(location: str, fingerprint: str, make: bool = False, field: str = "
     """
     where = below(location, fingerprint) if fingerprint else location
     return LabelStore(open_tree(where, field, make), shown(where))
-
-
-def bucket_depth(rows: int) -> int:
-    """Hexadecimal digits of a pair id that name its bucket, where so many pairs are to be cut into buckets."""
-    depth = 0
-    while rows > BUCKET_ROWS * len(HEX) ** depth:
-        depth += 1
-    return depth
-
-
-def scan_files(store: LabelStore, paths: Sequence[str]) -> pl.LazyFrame:
-    """Label files, lazily."""
-    if not paths:
-        return pl.LazyFrame(LABELS.empty_table())
-    if folder := local_folder(store.tree):
-        return pl.scan_parquet([folder / path for path in paths])
-    return pl.scan_pyarrow_dataset(ds.dataset(list(paths), schema=LABELS, format="parquet", filesystem=store.tree))
-
-
-def in_groups(files: Sequence[StoredFile], rows: int) -> Iterator[list[StoredFile]]:
-    """Files in groups of at most `rows` rows (at least one file each)."""
-    group: list[StoredFile] = []
-    for file in files:
-        if group and sum(one.rows for one in group) + file.rows > rows:
-            yield group
-            group = []
-        group.append(file)
-    if group:
-        yield group
-
-
-def labels_of(pending: str) -> str:
-    """Path of the labels of a pending block."""
-    return pending.replace("/pending/", "/")
-
-
-def rejects_of(pending: str) -> str:
-    """Path of the rejected pairs of a pending block."""
-    return labels_of(pending).replace("/labels-", "/rejects-").removesuffix(".parquet") + ".jsonl"
-
-
-def write_labels(tree: fs.SubTreeFileSystem, path: str, table: pa.Table) -> StoredFile:
-    """Write labels (schema LABELS) as one file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.cast(LABELS), sink, compression="zstd")
-    return _write(tree, path, sink.getvalue(), table.num_rows)
-
-
-def write_rejects(tree: fs.SubTreeFileSystem, path: str, rows: Sequence[Mapping[str, Any]]) -> StoredFile:
-    """Write rejected pairs, each with its `pair_id` and `reason`, as JSON lines."""
-    text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
-    return _write(tree, path, text.encode(), len(rows))
-
-
-def read_rejects(tree: fs.SubTreeFileSystem, path: str) -> list[dict[str, Any]]:
-    """Rejected pairs of a file."""
-    return [json.loads(line) for line in read_bytes(tree, path).splitlines()]
-
-
-def stored_file(tree: fs.SubTreeFileSystem, path: str) -> StoredFile:
-    """What a commit tells of a file that stands.
-
-    Raises:
-        OSError, pyarrow.ArrowInvalid: it can't be read.
-    """
-    data = read_bytes(tree, path)
-    rows = data.count(b"\n") if path.endswith(".jsonl") else pq.read_metadata(pa.BufferReader(data)).num_rows
-    return StoredFile(path, rows, len(data), hashlib.sha256(data).hexdigest())
-
-
-def _write(tree: fs.SubTreeFileSystem, path: str, data: bytes | pa.Buffer, rows: int) -> StoredFile:
-    view = memoryview(data)
-    write_whole(tree, path, view)
-    return StoredFile(path, rows, len(view), hashlib.sha256(view).hexdigest())
 
 
 def _now() -> str:
