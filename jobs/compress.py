@@ -5,23 +5,17 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
 from rankstill.config import NAME, Config
 from rankstill.configfile import load_config
 from rankstill.errors import ConfigError
 
-if TYPE_CHECKING:
-    import polars as pl
-
-    from rankstill.artifacts import Artifact
-
 DESCRIPTION = """Quantise a student to int8, for ONNX Runtime on CPUs.
 
 Both forms score the judgements. The small one is refused where the rank correlation of its scores with the original's
 is below 0.99, or where its nDCG@10 is lower by a paired interval that excludes zero. With --name it is registered."""
-LEAST_CORRELATION = 0.99
 
 
 def main() -> None:
@@ -68,6 +62,7 @@ def compress(config: Config, model: str, judgements: str, split: str, out: Path)
     from rankstill.config import Source
     from rankstill.data import read_judgements
     from rankstill.errors import DataError
+    from rankstill.evaluation import check_fidelity
     from rankstill.registry import find_version
     from rankstill.storage import make_parent
 
@@ -91,43 +86,6 @@ def compress(config: Config, model: str, judgements: str, split: str, out: Path)
         describe(artifact, aside, {"judgements": Path(judgements).name, "split": split, **measured})
         os.replace(aside, out)
     return measured
-
-
-def check_fidelity(
-    artifact: "Artifact", small: "Artifact", pairs: "pl.DataFrame", judgements: str, token_budget: int
-) -> dict[str, Any]:
-    """Both forms' reports on judged pairs, the rank correlation of their scores, and the difference of their nDCG@10.
-
-    Raises:
-        GateError: the small one loses quality.
-        DataError: the judgements measure nothing.
-    """
-    import polars as pl
-
-    from rankstill.errors import DataError, GateError
-    from rankstill.evaluation import PRIMARY, evaluate
-    from rankstill.metrics import paired_difference
-    from rankstill.rankers import onnx_ranker
-
-    reports, tables, scores = {}, {}, {}
-    for name, form in (("float32", artifact), ("int8", small)):
-        ranker = onnx_ranker(name, form, token_budget)
-        reports[name], tables[name] = evaluate(ranker, pairs, judgements)
-        scores[name] = ranker.score(pairs)
-    correlation = pl.select(pl.corr(*map(pl.Series, scores.values()), method="spearman")).item()
-    if tables["int8"][PRIMARY].null_count() == tables["int8"].height:
-        raise DataError(
-            f"--judgements: all labels of each query of {judgements!r} are equal, so that a loss of quality can't"
-            " be told; give judgements that differ"
-        )
-    loss = paired_difference(tables["int8"], tables["float32"], PRIMARY)
-    if not correlation >= LEAST_CORRELATION or loss.high < 0:
-        raise GateError(
-            f"int8: rank correlation with float32 {correlation:.4f} (at least {LEAST_CORRELATION}), {PRIMARY}"
-            f" {loss.value:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]; it is not kept; use float32"
-            " (for a teacher labels.precision=float32)"
-        )
-    return {"models": reports, "correlation": correlation, "difference": loss.as_dict()}
 
 
 if __name__ == "__main__":

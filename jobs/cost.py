@@ -6,14 +6,14 @@ from pathlib import Path
 
 import polars as pl
 
-from jobs.label import pairs_to_label
-from jobs.labelling import LabelActor, Labeller, open_labeller, write_block
-from jobs.pool import map_blocks
-from jobs.prepare import Prepared
-from jobs.quantise import quantise, quantised_key
-from jobs.run import Run
-from jobs.teach import member_models, teacher_key, teacher_model
 from rankstill.encoders import find_encoder
+from rankstill.steps.label import pairs_to_label
+from rankstill.steps.labelling import LabelActor, Labeller, open_labeller, write_block
+from rankstill.steps.pool import map_blocks
+from rankstill.steps.prepare import Prepared
+from rankstill.steps.quantise import quantise, quantised_key
+from rankstill.steps.run import Run
+from rankstill.steps.teach import member_models, teacher_key, teacher_model
 from rankstill.teachers.cross_encoder import untrained_teacher
 from rankstill.teachers.kinds import TeacherModel
 from rankstill.trees import open_tree

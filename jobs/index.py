@@ -11,8 +11,6 @@ import numpy as np
 import polars as pl
 import torch
 
-from jobs.pool import BlockActor, map_blocks
-from jobs.run import Run
 from rankstill import item_index
 from rankstill.artifacts import Artifact, load_artifact
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
@@ -24,6 +22,8 @@ from rankstill.item_index import MANIFEST, ItemIndex, ItemVectors
 from rankstill.progress import Reporter
 from rankstill.registry import find_version
 from rankstill.schema import ProgressEvent
+from rankstill.steps.pool import BlockActor, map_blocks
+from rankstill.steps.run import Run
 from rankstill.storage import work_folder
 
 DESCRIPTION = """Encode items ahead of time with a two-tower student (student.family bi or late).

@@ -50,14 +50,14 @@ def main(verb: str = "pipeline") -> None:
 
 def run_until(config: Config, verb: str = "pipeline") -> Made:
     """Run the steps up to `verb`."""
-    from jobs.gate import gate
-    from jobs.label import label
-    from jobs.prepare import prepare_data
-    from jobs.run import Run
-    from jobs.teach import judged_split, teach
-    from jobs.train import check_models
     from rankstill.progress import Reporter
     from rankstill.schema import SPLITS
+    from rankstill.steps.gate import gate
+    from rankstill.steps.label import label
+    from rankstill.steps.prepare import prepare_data
+    from rankstill.steps.run import Run
+    from rankstill.steps.teach import judged_split, teach
+    from rankstill.steps.train import check_models
 
     with Reporter() as reporter:
         run = Run(config, reporter)
@@ -79,9 +79,9 @@ def run_until(config: Config, verb: str = "pipeline") -> Made:
 
 def _student(run: Any, prepared: Any, taught: Any, labelled: Any, places: dict[str, str], verb: str) -> Made:
     """The steps from training on."""
-    from jobs.compare import compare
-    from jobs.export import export, register
-    from jobs.train import train
+    from rankstill.steps.compare import compare
+    from rankstill.steps.export import export, register
+    from rankstill.steps.train import train
 
     trained = train(run, prepared, taught, labelled)
     places |= {"student": str(trained.folder)}

@@ -6,14 +6,14 @@ from typing import Any
 
 import polars as pl
 
-from jobs.prepare import Prepared
-from jobs.teach import judged_split, label_max, teacher_key
-from jobs.train import check_models
 from rankstill.cli import format_table
 from rankstill.config import Config
 from rankstill.data import fingerprint_data, prepare
 from rankstill.model_config import Train
 from rankstill.progress import Reporter
+from rankstill.steps.prepare import Prepared
+from rankstill.steps.teach import judged_split, label_max, teacher_key
+from rankstill.steps.train import check_models
 
 
 def print_plan(config: Config, labels: bool) -> None:
@@ -28,7 +28,7 @@ def print_plan(config: Config, labels: bool) -> None:
         print(format_table(plan_rows(config, prepared, summary)))
         if labels:
             from jobs.cost import HEADER, labelling_cost
-            from jobs.run import Run
+            from rankstill.steps.run import Run
 
             with Reporter() as reporter:
                 costs = labelling_cost(Run(config, reporter), prepared)

@@ -18,9 +18,6 @@ from jobs.cost import labelling_cost
 from jobs.evaluate import evaluate_files
 from jobs.index import index_items
 from jobs.pipeline import run_until
-from jobs.prepare import Prepared
-from jobs.run import Run
-from jobs.train import check_models
 from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.config import Config
@@ -36,6 +33,9 @@ from rankstill.progress import Reporter
 from rankstill.rankers import load_ranker
 from rankstill.registry import Registry
 from rankstill.scoring import torch_scorer
+from rankstill.steps.prepare import Prepared
+from rankstill.steps.run import Run
+from rankstill.steps.train import check_models
 from rankstill.students import make_student
 from rankstill.students.cross import add_grades
 

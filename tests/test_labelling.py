@@ -20,18 +20,7 @@ from builders import tiny_cross_encoder
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 from pyarrow import fs
 
-from jobs.labelling import (
-    LONGEST_TEXT,
-    MOST_FAILURES,
-    LabelActor,
-    LabelJob,
-    label_missing,
-    open_labeller,
-    score_rows,
-    write_block,
-)
 from jobs.labels import as_dataset
-from jobs.run import Run
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.data import with_pair_id
@@ -41,6 +30,17 @@ from rankstill.label_files import StoredFile, stored_file
 from rankstill.labels import open_store
 from rankstill.progress import Reporter
 from rankstill.scoring import Work, torch_scorer
+from rankstill.steps.labelling import (
+    LONGEST_TEXT,
+    MOST_FAILURES,
+    LabelActor,
+    LabelJob,
+    label_missing,
+    open_labeller,
+    score_rows,
+    write_block,
+)
+from rankstill.steps.run import Run
 from rankstill.teachers.kinds import LoadedTeacher, TeacherModel
 from rankstill.trees import list_files, open_tree
 

@@ -11,11 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 import ray
+from ray.exceptions import WorkerCrashedError
 from safetensors.torch import load_file
 from torch.utils import cpp_extension
 
-from jobs.fit import Fit, fit, history
-from jobs.run import Run
 from rankstill.configfile import parse_config
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.data import build_lists
@@ -25,6 +24,8 @@ from rankstill.model_config import Distill, Features, Grades, RandomModel, Sched
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
 from rankstill.scoring import torch_scorer
+from rankstill.steps.fit import Fit, fit, fit_here, history
+from rankstill.steps.run import Run
 from rankstill.students.cross import add_grades
 from rankstill.training import NOT_MEASURED
 
@@ -145,6 +146,38 @@ def test_a_killed_worker_continues_within_the_epoch_as_if_nothing_had_been(tmp_p
         calls.unlink()
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+
+
+def _here(folder: Path, encoder: CrossEncoder, given: Fit) -> list[float]:
+    """Train in this process; what each epoch came to."""
+    told: list[float] = []
+    out = folder / given.name
+    out.mkdir(exist_ok=True)
+    fit_here(run_in(folder, 1), encoder, given, out, "cpu", 1, lambda metrics: told.append(metrics["ndcg@10"]))
+    return told
+
+
+def test_a_training_without_ray_train_learns_the_same_and_continues_too(tmp_path):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    here = ray.remote(num_cpus=1, max_retries=0)(_here)
+    train = Train(epochs=2, lists=4, learning_rate=1e-2, patience=2, checkpoint_steps=2)
+    encoder, known, calls = tiny_encoder(), tmp_path / "known", tmp_path / "calls"
+    known.write_text(f"{NOT_MEASURED} epoch: 1 ")
+    (tmp_path / "train").mkdir()
+    fit(run_in(tmp_path, 1), encoder, plan("train", train, Objective(HARD, 3.0)), tmp_path / "train")
+    whole = ray.get(here.remote(tmp_path, encoder, plan("whole", train, Objective(HARD, 3.0))))
+    assert whole == [epoch["ndcg@10"] for epoch in history(tmp_path / "whole")]
+    assert len(whole) == 2
+    dying = plan("killed", train, DiesOnce(HARD, 3.0, calls=str(calls), dies_at=7, known=str(known)))
+    with pytest.raises(WorkerCrashedError):
+        ray.get(here.remote(tmp_path, encoder, dying))
+    assert ray.get(here.remote(tmp_path, encoder, dying)) == whole[1:], "the first epoch isn't done again"
+    assert calls.stat().st_size == 7 + 2, "two steps were left to do"
+    losses = [[epoch["loss"] for epoch in history(tmp_path / name)] for name in ("train", "whole", "killed")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+    assert scores_of(tmp_path / "killed") == pytest.approx(scores_of(tmp_path / "whole"), abs=1e-4)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_student_learns_from_the_inside_of_its_teacher(tmp_path):

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rankstill.metrics import METRICS, Estimate, per_query, slices, summarise
-from rankstill.rankers import Ranker
+from rankstill.artifacts import Artifact
+from rankstill.errors import DataError, GateError
+from rankstill.metrics import METRICS, Estimate, paired_difference, per_query, slices, summarise
+from rankstill.rankers import Ranker, onnx_ranker
 
 WARM_UP_PAIRS = 64
 PASSES, PASSES_SECONDS = 5, 2.0
 PRIMARY = "ndcg@10"
+LEAST_CORRELATION = 0.99
+"""Of the scores of an int8 form with the original's."""
 
 
 def evaluate(ranker: Ranker, pairs: pl.DataFrame, judgements: str) -> tuple[dict[str, Any], pl.DataFrame]:
@@ -44,6 +48,36 @@ def evaluate(ranker: Ranker, pairs: pl.DataFrame, judgements: str) -> tuple[dict
         "bytes": ranker.bytes,
     }
     return report, table
+
+
+def check_fidelity(
+    artifact: Artifact, small: Artifact, pairs: pl.DataFrame, judgements: str, token_budget: int
+) -> dict[str, Any]:
+    """Both forms' reports on judged pairs, the rank correlation of their scores, and the difference of their nDCG@10.
+
+    Raises:
+        GateError: the small one loses quality.
+        DataError: the judgements measure nothing.
+    """
+    reports, tables, scores = {}, {}, {}
+    for name, form in (("float32", artifact), ("int8", small)):
+        ranker = onnx_ranker(name, form, token_budget)
+        reports[name], tables[name] = evaluate(ranker, pairs, judgements)
+        scores[name] = ranker.score(pairs)
+    correlation = pl.select(pl.corr(*map(pl.Series, scores.values()), method="spearman")).item()
+    if tables["int8"][PRIMARY].null_count() == tables["int8"].height:
+        raise DataError(
+            f"--judgements: all labels of each query of {judgements!r} are equal, so that a loss of quality can't"
+            " be told; give judgements that differ"
+        )
+    loss = paired_difference(tables["int8"], tables["float32"], PRIMARY)
+    if not correlation >= LEAST_CORRELATION or loss.high < 0:
+        raise GateError(
+            f"int8: rank correlation with float32 {correlation:.4f} (at least {LEAST_CORRELATION}), {PRIMARY}"
+            f" {loss.value:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}]; it is not kept; use float32"
+            " (for a teacher labels.precision=float32)"
+        )
+    return {"models": reports, "correlation": correlation, "difference": loss.as_dict()}
 
 
 def comparison_rows(reports: dict[str, dict[str, Any]]) -> list[list[str]]:

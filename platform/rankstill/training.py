@@ -1,15 +1,17 @@
-"""The worker loop that trains teachers and students: candidate lists, a DeepSpeed engine, evaluation, checkpoints.
+"""The loop that trains teachers and students: candidate lists, a DeepSpeed engine, evaluation, checkpoints.
 
-Ray Train starts one `train_worker` a worker; every rank runs the same code on CPU (gloo) and GPU (NCCL).
+Ray Train starts one `train_worker` a worker; every rank runs the same code on CPU (gloo) and GPU (NCCL). A trial of a
+sweep runs the same loop in its own process.
 """
 
 import json
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray.train
@@ -80,11 +82,64 @@ class Course:
     """Sum of their losses, the mean over ranks."""
 
 
+class Link(Protocol):
+    """Where the loop runs: what it continues from and reports to."""
+
+    rank: int
+    workers: int
+
+    def last(self) -> AbstractContextManager[Path | None]:
+        """The last checkpoint of this training."""
+        ...
+
+    def report(self, metrics: dict[str, float], folder: Path) -> None:
+        """Keep a checkpoint, whose folder is no longer the loop's, and tell its metrics; all ranks do."""
+        ...
+
+    def turn(self) -> AbstractContextManager[None]:
+        """What a step runs under."""
+        ...
+
+
+class TrainLink:
+    """A worker of Ray Train."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+
+    @contextmanager
+    def last(self) -> Iterator[Path | None]:
+        """The last checkpoint that Ray Train holds."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+
+    def report(self, metrics: dict[str, float], folder: Path) -> None:
+        """Report; the checkpoint is copied to storage while training goes on."""
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Nothing is waited for."""
+        return nullcontext()
+
+
 def train_worker(config: dict[str, TrainJob]) -> None:
     """The loop of one worker (`train_loop_per_worker`); `config` holds one TrainJob under "job"."""
-    job = config["job"]
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
+    learn(config["job"], TrainLink())
+
+
+def learn(job: TrainJob, link: Link) -> None:
+    """Train, from the last checkpoint on if there is one; every epoch ends in a checkpoint with its metrics."""
+    rank, workers = link.rank, link.workers
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.train.seed)
     torch.set_flush_denormal(True)  # Adam's moments of rare tokens fade to denormals, with which CPUs are slow
@@ -102,7 +157,7 @@ def train_worker(config: dict[str, TrainJob]) -> None:
     matcher = _make_matcher(encoder, job)
     engine = make_engine(encoder, job.train, job.device, len(plan[0]) // workers, steps)
     learner = Learner(engine, encoder, lists, job, steps, matcher)
-    course = _restore(engine)
+    course = _restore(engine, link)
     remaining = steps - len(plan) * course.epoch - course.step
     if rank == 0 and job.mailbox is not None:
         job.mailbox.put.remote(ProgressEvent(job.task, 0, remaining, "step", {}, anew=True))
@@ -111,7 +166,8 @@ def train_worker(config: dict[str, TrainJob]) -> None:
         engine.train()
         pairs, start, losses = 0, time.monotonic(), []
         for place in range(course.step, len(epoch)):
-            losses.append(learner.step(epoch[place][rank::workers], rank))
+            with link.turn():
+                losses.append(learner.step(epoch[place][rank::workers], rank))
             pairs += sum(map(len, epoch[place]))
             if rank == 0 and job.mailbox is not None:
                 event = ProgressEvent(job.task, 1, remaining, "step", {"loss": round(losses[-1], 4)})
@@ -120,15 +176,16 @@ def train_worker(config: dict[str, TrainJob]) -> None:
             if due and place + 1 < len(epoch):
                 course.step, course.loss = place + 1, course.loss + _mean_over_ranks(sum(losses), engine.device)
                 losses = []
-                _report(engine, encoder, course, rank, job, {METRIC: NOT_MEASURED, "epoch": course.epoch})
+                _report(engine, encoder, course, link, job, {METRIC: NOT_MEASURED, "epoch": course.epoch})
         rate = pairs / (time.monotonic() - start)
         loss = (course.loss + _mean_over_ranks(sum(losses), engine.device)) / len(epoch)
-        metric = evaluate(engine, encoder, valid, rank, workers)
+        with link.turn():
+            metric = evaluate(engine, encoder, valid, rank, workers)
         metrics = {"epoch": course.epoch + 1, "steps": len(epoch), "loss": loss, METRIC: metric}
         stale = 0 if metric > course.best else course.stale + 1
         history = [*course.history, {**metrics, "pairs_per_second": rate}]
         course = Course(course.epoch + 1, max(metric, course.best), stale, history)
-        _report(engine, encoder, course, rank, job, metrics)
+        _report(engine, encoder, course, link, job, metrics)
 
 
 def _make_matcher(encoder: CrossEncoder, job: TrainJob) -> FeatureMatcher | None:
@@ -238,37 +295,28 @@ def _equal_share(batches: list[np.ndarray], rank: int, workers: int) -> Iterator
 
 
 def _report(
-    engine: Any, encoder: CrossEncoder, course: Course, rank: int, job: TrainJob, metrics: dict[str, float]
+    engine: Any, encoder: CrossEncoder, course: Course, link: Link, job: TrainJob, metrics: dict[str, float]
 ) -> None:
-    """Report with a checkpoint: every rank's engine shard, and from rank 0 the model and the course.
-
-    It is copied to storage while training goes on.
-    """
-    folder = tempfile.mkdtemp(dir=Path(job.initial).parent)
-    engine.save_checkpoint(str(Path(folder, "engine")))
+    """Report with a checkpoint: every rank's engine shard, and from rank 0 the model and the course."""
+    folder = Path(tempfile.mkdtemp(dir=Path(job.initial).parent))
+    engine.save_checkpoint(str(folder / "engine"))
     weights = whole_weights(engine)
-    if rank == 0:
-        encoder.tokenizer.save_pretrained(Path(folder, "model"))
+    if link.rank == 0:
+        encoder.tokenizer.save_pretrained(folder / "model")
         own = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{PROJECTIONS}.")}
-        encoder.model.save_pretrained(Path(folder, "model"), state_dict=own)
-        Path(folder, COURSE).write_text(json.dumps(vars(course)))
-    ray.train.report(
-        metrics,
-        checkpoint=ray.train.Checkpoint.from_directory(folder),
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        delete_local_checkpoint_after_upload=True,
-    )
+        encoder.model.save_pretrained(folder / "model", state_dict=own)
+        (folder / COURSE).write_text(json.dumps(vars(course)))
+    link.report(metrics, folder)
 
 
-def _restore(engine: Any) -> Course:
+def _restore(engine: Any, link: Link) -> Course:
     """Continue at the last checkpoint of this run, if there is one."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return Course()
-    engine.checkpoint_engine.load = load_tensors
-    with checkpoint.as_directory() as folder:
-        engine.load_checkpoint(str(Path(folder, "engine")))
-        return Course(**json.loads(Path(folder, COURSE).read_text()))
+    with link.last() as folder:
+        if folder is None:
+            return Course()
+        engine.checkpoint_engine.load = load_tensors
+        engine.load_checkpoint(str(folder / "engine"))
+        return Course(**json.loads((folder / COURSE).read_text()))
 
 
 def _mean_over_ranks(value: float, device: torch.device) -> float:

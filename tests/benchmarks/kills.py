@@ -19,13 +19,13 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 
-from jobs.fit import Fit, fit, history
-from jobs.run import Run
 from rankstill.cli import format_table
 from rankstill.configfile import parse_config
 from rankstill.model_config import Distill, Train
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
+from rankstill.steps.fit import Fit, fit, history
+from rankstill.steps.run import Run
 from tests.benchmarks.training import LIST_SIZE, LISTS, scored_lists
 from tests.benchmarks.workload import random_cross_encoder
 

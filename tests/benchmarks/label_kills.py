@@ -28,11 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
-from jobs.labelling import LabelActor
 from rankstill.cli import format_table
 from rankstill.label_care import verify
 from rankstill.labels import open_store
 from rankstill.scoring import Work
+from rankstill.steps.labelling import LabelActor
 from rankstill.teachers.kinds import LoadedTeacher
 from rankstill.text import pair_id
 from tests.benchmarks.workload import label_hashed, write_hashed

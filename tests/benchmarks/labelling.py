@@ -33,8 +33,6 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder as Peer
 
-from jobs.labelling import LabelActor, Labeller, label_missing
-from jobs.run import Run
 from rankstill.artifacts import export_artifact
 from rankstill.cli import format_table
 from rankstill.compression import quantise_artifact
@@ -46,6 +44,8 @@ from rankstill.labels import open_store
 from rankstill.progress import Reporter
 from rankstill.schema import ProgressEvent
 from rankstill.scoring import PairScorer, Work, onnx_forward, openvino_scorer, torch_scorer
+from rankstill.steps.labelling import LabelActor, Labeller, label_missing
+from rankstill.steps.run import Run
 from rankstill.teachers.kinds import LoadedTeacher, TeacherModel
 from tests.benchmarks.workload import generated_pairs, label_hashed, random_cross_encoder, write_hashed
 

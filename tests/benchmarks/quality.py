@@ -18,12 +18,6 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from jobs.fit import Fit, fit, history
-from jobs.label import Labelled, label
-from jobs.prepare import prepare_data
-from jobs.run import Run
-from jobs.teach import Taught, judged_split, label_max, teach
-from jobs.train import start_student
 from rankstill.bm25 import score_pairs
 from rankstill.cli import format_table
 from rankstill.configfile import load_config
@@ -32,6 +26,12 @@ from rankstill.model_config import Distill
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
 from rankstill.rankers import load_ranker
+from rankstill.steps.fit import Fit, fit, history
+from rankstill.steps.label import Labelled, label
+from rankstill.steps.prepare import prepare_data
+from rankstill.steps.run import Run
+from rankstill.steps.teach import Taught, judged_split, label_max, teach
+from rankstill.steps.train import start_student
 from rankstill.storage import write_json
 
 METRICS = ("ndcg@10", "pairwise_accuracy")

@@ -18,8 +18,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from jobs.fit import Fit, fit, history
-from jobs.run import Run
 from rankstill.cli import format_table
 from rankstill.config import Data, Shop, Source
 from rankstill.configfile import parse_config
@@ -28,6 +26,8 @@ from rankstill.data import read_judgements
 from rankstill.model_config import Distill, Train
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
+from rankstill.steps.fit import Fit, fit, history
+from rankstill.steps.run import Run
 from tests.benchmarks.peers import train_peer
 from tests.benchmarks.workload import generated_pairs, random_cross_encoder
 

@@ -8,8 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from jobs.labelling import LabelActor, Labeller, label_missing
-from jobs.run import Run
 from rankstill.catalogue import ShopSize, generate_shop
 from rankstill.config import Data, Shop
 from rankstill.configfile import load_config
@@ -19,6 +17,8 @@ from rankstill.encoders import random_model, random_tokenizer
 from rankstill.labels import open_store
 from rankstill.model_config import RandomModel
 from rankstill.progress import Reporter
+from rankstill.steps.labelling import LabelActor, Labeller, label_missing
+from rankstill.steps.run import Run
 from rankstill.teachers.kinds import TeacherModel
 from rankstill.text import digest, pair_id
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import polars as pl
 
-from jobs.compress import check_fidelity
-from jobs.prepare import Prepared
-from jobs.run import Run, step_key
-from jobs.teach import judged_split
 from rankstill.artifacts import Artifact, export_artifact
 from rankstill.compression import quantise_artifact
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import ConfigError
+from rankstill.evaluation import check_fidelity
+from rankstill.steps.prepare import Prepared
+from rankstill.steps.run import Run, step_key
+from rankstill.steps.teach import judged_split
 from rankstill.storage import write_json
 from rankstill.teachers.cross_encoder import hash_folder
 from rankstill.teachers.kinds import TeacherModel

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.prepare import Prepared
-from jobs.run import Run, step_key
-from jobs.teach import Taught, judged_split, label_max
 from rankstill.calibration import calibrate
 from rankstill.encoders import find_encoder
 from rankstill.errors import GateError
 from rankstill.metrics import paired_difference, per_query, summarise
 from rankstill.rankers import load_ranker, pick_device
+from rankstill.steps.prepare import Prepared
+from rankstill.steps.run import Run, step_key
+from rankstill.steps.teach import Taught, judged_split, label_max
 from rankstill.storage import write_json
 
 GATE_QUERIES = 1000

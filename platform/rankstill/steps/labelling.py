@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from jobs.pool import BlockActor, map_blocks
-from jobs.run import Run
 from rankstill.errors import RankstillError, RunError
 from rankstill.label_files import StoredFile, done_of, labels_of, rejects_of, write_labels, write_rejects
 from rankstill.labels import LabelRun, LabelStore, open_store, store_at
 from rankstill.schema import LABELS, ProgressEvent
 from rankstill.scoring import is_bfloat16
+from rankstill.steps.pool import BlockActor, map_blocks
+from rankstill.steps.run import Run
 from rankstill.storage import work_folder
 from rankstill.teachers.cross_encoder import fingerprint
 from rankstill.teachers.kinds import LoadedTeacher, Runtime, TeacherModel, gain_scores, load_teacher

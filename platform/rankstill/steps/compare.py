@@ -7,13 +7,13 @@ from typing import Any
 
 import polars as pl
 
-from jobs.prepare import Prepared
-from jobs.run import Run, step_key
-from jobs.teach import Taught, judged_split
-from jobs.train import Trained
 from rankstill.evaluation import PRIMARY, evaluate
 from rankstill.metrics import paired_difference, slices
 from rankstill.rankers import load_ranker, pick_device
+from rankstill.steps.prepare import Prepared
+from rankstill.steps.run import Run, step_key
+from rankstill.steps.teach import Taught, judged_split
+from rankstill.steps.train import Trained
 from rankstill.storage import write_json
 
 

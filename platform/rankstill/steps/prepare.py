@@ -6,9 +6,9 @@ from pathlib import Path
 import orjson
 import polars as pl
 
-from jobs.run import Run
 from rankstill.data import fingerprint_data, prepare
 from rankstill.errors import DataError
+from rankstill.steps.run import Run
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""Export the student as an artifact and register it."""
+
+import subprocess
+from pathlib import Path
+
+from rankstill.artifacts import export_artifact
+from rankstill.cross_encoder import load_cross_encoder
+from rankstill.evaluation import PRIMARY
+from rankstill.registry import Registry, Version
+from rankstill.steps.compare import Compared
+from rankstill.steps.label import Labelled
+from rankstill.steps.prepare import Prepared
+from rankstill.steps.run import Run, step_key
+from rankstill.steps.teach import Taught
+from rankstill.steps.train import Trained
+
+
+def export(
+    run: Run, prepared: Prepared, taught: Taught, labelled: Labelled, trained: Trained, compared: Compared
+) -> Path:
+    """The artifact folder of a run's student."""
+    report = compared.report
+    made_from = {
+        "name": run.config.name,
+        "data": prepared.key,
+        "teacher": taught.key,
+        "teacher_fingerprint": labelled.fingerprint,
+        "lists": labelled.key,
+        "student": trained.key,
+        "git_commit": _git_commit(),
+        "config": run.config.model_dump(mode="json"),
+        "metrics": report["models"]["student"]["metrics"],
+        "retention": report["retention"],
+    }
+
+    def build(folder: Path) -> None:
+        student = load_cross_encoder(trained.folder, "student")
+        export_artifact(student, folder, made_from, list(run.config.data.fields))
+
+    return run.step("artifacts", step_key(trained.key, compared.folder.name), build)
+
+
+def register(run: Run, artifact: Path, compared: Compared) -> Version:
+    """Register the artifact under the run's name."""
+    metric = compared.report["models"]["student"]["metrics"][PRIMARY]["value"]
+    version = Registry(run.root).register(run.config.name, artifact, {"test_ndcg": f"{metric:.6f}"})
+    run.reporter.event("registry", state="registered", version=str(version), aliases=",".join(version.aliases))
+    return version
+
+
+def _git_commit() -> str:
+    """The commit that this code is at, empty outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
