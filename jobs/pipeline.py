@@ -51,26 +51,17 @@ def main(verb: str = "pipeline") -> None:
 def run_until(config: Config, verb: str = "pipeline") -> Made:
     """Run the steps up to `verb`."""
     from rankstill.progress import Reporter
-    from rankstill.schema import SPLITS
-    from rankstill.steps.gate import gate
-    from rankstill.steps.label import label
-    from rankstill.steps.prepare import prepare_data
+    from rankstill.steps.begin import begin, soft_labels
     from rankstill.steps.run import Run
-    from rankstill.steps.teach import judged_split, teach
-    from rankstill.steps.train import check_models
 
     with Reporter() as reporter:
         run = Run(config, reporter)
-        prepared = prepare_data(run)
-        for split in SPLITS:  # what a later step would refuse is refused before hours of work
-            judged_split(prepared.pairs, split)
-        check_models(config)
-        taught = teach(run, prepared)
+        prepared, taught = begin(run)
         places = {"data": str(prepared.folder), "teacher": str(taught.folder)}
         if verb == "teach":
             return Made(places)
-        places |= {"gate": str(gate(run, prepared, taught).folder / "gate.json")}
-        labelled = label(run, prepared, taught)
+        gated, labelled = soft_labels(run, prepared, taught)
+        places |= {"gate": str(gated.folder / "gate.json")}
         places |= {"labels": labelled.store, "lists": str(labelled.folder)}
         if verb == "label":
             return Made(places)
@@ -80,7 +71,7 @@ def run_until(config: Config, verb: str = "pipeline") -> Made:
 def _student(run: Any, prepared: Any, taught: Any, labelled: Any, places: dict[str, str], verb: str) -> Made:
     """The steps from training on."""
     from rankstill.steps.compare import compare
-    from rankstill.steps.export import export, register
+    from rankstill.steps.export import export_compared, register
     from rankstill.steps.train import train
 
     trained = train(run, prepared, taught, labelled)
@@ -88,7 +79,7 @@ def _student(run: Any, prepared: Any, taught: Any, labelled: Any, places: dict[s
     if verb == "train":
         return Made(places)
     compared = compare(run, prepared, taught, trained)
-    artifact = export(run, prepared, taught, labelled, trained, compared)
+    artifact = export_compared(run, prepared, taught, labelled, trained, compared)
     places |= {"report": str(compared.folder / "report.json"), "artifact": str(artifact)}
     if verb == "pipeline":
         version = register(run, artifact, compared)

@@ -48,9 +48,13 @@ class Artifact:
         """float32 or int8."""
         return self.manifest.get("precision", "float32")
 
+    def model_file(self, runtime: str = "torch") -> Path:
+        """The weights that a runtime loads, torch's or ONNX Runtime's; int8 has the latter only."""
+        return self.folder / (WEIGHTS if runtime == "torch" and self.precision != "int8" else "model.onnx")
+
     def scorer(self, runtime: str = "torch", threads: int = 1, token_budget: int = 2048) -> PairScorer:
         """The student in one of its runtimes, on CPU; int8 has ONNX Runtime only, whatever `runtime` says."""
-        if runtime == "onnx" or self.precision == "int8":
+        if self.model_file(runtime).name != WEIGHTS:
             forward = onnx_forward(self.folder / "model.onnx", threads)
             return PairScorer(forward, load_tokenizer(self.folder, "model"), self.manifest["max_length"], token_budget)
         torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rankstill.model_config import Distill, Section, Student, Teacher, Train
+from rankstill.sweep_config import Sweep
 
 Auto = Literal["auto"]
 
@@ -213,6 +214,8 @@ class Config(Section):
     """The student's loss."""
     train: Train = Train(epochs=3, learning_rate=5e-4, dropout=0.0)
     """The student's training."""
+    sweep: Sweep = Sweep()
+    """The search for a student."""
     serve: Serve = Serve()
     """The ranking endpoint."""
     storage: Storage = Storage()

@@ -127,8 +127,8 @@ def _explain(location: tuple[int | str, ...], error: Any) -> str:
     dotted = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
-        return f"config key {dotted!r} is unknown; did you mean {'.'.join([*map(str, location[:-1]), *near])!r}?"
+        near = nearest(str(location[-1]), known)
+        return f"config key {dotted!r} is unknown; did you mean {'.'.join([*map(str, location[:-1]), near])!r}?"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"config key {dotted!r} is missing; add it (`--help` lists every key)"
@@ -137,6 +137,11 @@ def _explain(location: tuple[int | str, ...], error: Any) -> str:
     if not location:
         return f"config: {message}"
     return f"config key {dotted!r}{shown}: {message[0].lower()}{message[1:]}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The known name that is most like one that isn't."""
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
 
 
 def _as_written(location: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -6,7 +6,8 @@
     │   ├── DataError         a judgement, item or label file      (also a ValueError)
     │   ├── ModelError        a model name, folder or artifact     (also a ValueError)
     │   │   └── ConversionError   a model that a runtime can't run
-    │   └── AddressError      a host or port that can't be used    (also an OSError)
+    │   ├── AddressError      a host or port that can't be used    (also an OSError)
+    │   └── BudgetError       limits that no student meets
     └── RunError              a run that could not go on           (also a RuntimeError)
         └── DamagedError      stored data that can't be read
 
@@ -45,6 +46,10 @@ class ConversionError(ModelError):
 
 class AddressError(InputError, OSError):
     """A host or port can't be listened on."""
+
+
+class BudgetError(InputError):
+    """Limits that no student meets."""
 
 
 class RunError(RankstillError, RuntimeError):

@@ -1,7 +1,9 @@
 """Export the student as an artifact and register it."""
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rankstill.artifacts import export_artifact
 from rankstill.cross_encoder import load_cross_encoder
@@ -16,28 +18,45 @@ from rankstill.steps.train import Trained
 
 
 def export(
-    run: Run, prepared: Prepared, taught: Taught, labelled: Labelled, trained: Trained, compared: Compared
+    run: Run,
+    prepared: Prepared,
+    taught: Taught,
+    labelled: Labelled,
+    trained: Trained,
+    measured: Mapping[str, Any],
+    basis: str,
 ) -> Path:
-    """The artifact folder of a run's student."""
-    report = compared.report
+    """The artifact folder of a run's student.
+
+    `measured` goes into the manifest; `basis` names what it was measured on.
+    """
     made_from = {
         "name": run.config.name,
         "data": prepared.key,
         "teacher": taught.key,
         "teacher_fingerprint": labelled.fingerprint,
+        "labels": labelled.store,
         "lists": labelled.key,
         "student": trained.key,
         "git_commit": _git_commit(),
         "config": run.config.model_dump(mode="json"),
-        "metrics": report["models"]["student"]["metrics"],
-        "retention": report["retention"],
+        **measured,
     }
 
     def build(folder: Path) -> None:
         student = load_cross_encoder(trained.folder, "student")
         export_artifact(student, folder, made_from, list(run.config.data.fields))
 
-    return run.step("artifacts", step_key(trained.key, compared.folder.name), build)
+    return run.step("artifacts", step_key(trained.key, basis), build)
+
+
+def export_compared(
+    run: Run, prepared: Prepared, taught: Taught, labelled: Labelled, trained: Trained, compared: Compared
+) -> Path:
+    """`export` with what the student came to on the test split."""
+    report = compared.report
+    measured = {"metrics": report["models"]["student"]["metrics"], "retention": report["retention"]}
+    return export(run, prepared, taught, labelled, trained, measured, compared.folder.name)
 
 
 def register(run: Run, artifact: Path, compared: Compared) -> Version:

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed as dist
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
 
 from rankstill.cross_encoder import CrossEncoder
@@ -52,7 +60,7 @@ class Fit:
     """Whether the best epoch is taken; else the last."""
 
 
-def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path) -> None:
+def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path, callbacks: Sequence[UserCallback] = ()) -> None:
     """Train `encoder` and write its best epoch, with the history of all epochs, to the folder `out`.
 
     Raises:
@@ -74,6 +82,7 @@ def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path) -> None:
             run_config=RunConfig(
                 name="ray",
                 storage_path=str(folder),
+                callbacks=list(callbacks),
                 failure_config=FailureConfig(max_failures=plan.train.max_failures),
                 checkpoint_config=CheckpointConfig(
                     num_to_keep=1, checkpoint_score_attribute=METRIC, checkpoint_score_order="max"

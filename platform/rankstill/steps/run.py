@@ -36,7 +36,7 @@ class Run:
         self.reporter.event("cluster", state="connected", **vars(share))
         return share
 
-    def step(self, kind: str, key: str, build: Callable[[Path], None]) -> Path:
+    def step(self, kind: str, key: str, build: Callable[[Path], object]) -> Path:
         """The folder <root>/<kind>/<key>, built unless it stands.
 
         `build` fills a folder aside, which is renamed when it is whole: what stands is complete.

@@ -1,6 +1,6 @@
 """Distil the teacher into a student."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +38,9 @@ class Trained:
     folder: Path
 
 
-def resolved_student(config: Config) -> Student:
-    """The student's settings, with names in place of "base" and folders in place of registry references."""
-    student = config.student
+def resolved_student(config: Config, student: Student | None = None) -> Student:
+    """A student's settings, with names in place of "base" and folders in place of registry references."""
+    student = student or config.student
     if student.init == "base":
         return student.model_copy(update={"init": config.teacher.base})
     version = find_version(student.init, config.storage.folder, "student.init")
@@ -71,8 +71,8 @@ def prune_student(run: Run, student: CrossEncoder, labelled: Labelled, objective
     return prune(student, run.config.student.prune, lists, parts, objective)
 
 
-def check_models(config: Config) -> None:
-    """Refuse, before hours of work, a teacher that can't be loaded and a student that can't be made.
+def check_models(config: Config, further: Sequence[Student] = ()) -> None:
+    """Refuse, before hours of work, a teacher that can't be loaded and students that can't be made.
 
     Raises:
         InputError: a folder is no model, or what the settings ask of teacher and student doesn't fit them.
@@ -99,13 +99,14 @@ def check_models(config: Config) -> None:
             f"student.grades is {student.grades} and distill.grades.alpha asks for the teacher's, which tells"
             f" {grades or 'no'} grades apart; give that number, or set distill.grades.alpha=0"
         )
-    if main is None and student.init in ("teacher", "random"):
-        return
-    made = make_student(student, main, config.train.seed)
-    if student.prune.any:
-        prunable(made)
-    if config.distill.features.any and main is not None:
-        FeatureMatcher(made, main, config.distill.features)
+    for one in (student, *(resolved_student(config, other) for other in further)):
+        if main is None and one.init in ("teacher", "random"):
+            continue
+        made = make_student(one, main, config.train.seed)
+        if one.prune.any:
+            prunable(made)
+        if config.distill.features.any and main is not None:
+            FeatureMatcher(made, main, config.distill.features)
 
 
 def _load_ready(member: TeacherMember, name: str, field: str) -> None:
@@ -114,15 +115,24 @@ def _load_ready(member: TeacherMember, name: str, field: str) -> None:
     load_teacher(model, field, "cpu", "float32", token_budget=64)
 
 
+def student_key(config: Config, labelled: Labelled) -> str:
+    """Key of the student's folder."""
+    settings = config.model_dump(include={"student", "distill"})
+    return step_key(labelled.key, student_identity(resolved_student(config)), settings, config.train.key())
+
+
+def running_name(key: str) -> str:
+    """Name of a student's training while it runs."""
+    return f"student-{key}"
+
+
 Fitter = Callable[[Run, CrossEncoder, Fit, Path], None]
 """What trains: `fit`, or `fit_here` with its arguments."""
 
 
 def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled, fitter: Fitter = fit) -> Trained:
     """The student of a run."""
-    config = run.config
-    settings = config.model_dump(include={"student", "distill"})
-    key = step_key(labelled.key, student_identity(resolved_student(config)), settings, config.train.key())
+    config, key = run.config, student_key(run.config, labelled)
 
     def build(folder: Path) -> None:
         student = start_student(run, taught)
@@ -131,7 +141,7 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled, fitt
             student = prune_student(run, student, labelled, objective)
         plan = Fit(
             task="train",
-            name=f"student-{key}",
+            name=running_name(key),
             train_lists=labelled.train,
             valid_lists=labelled.valid,
             train=config.train,

@@ -1,0 +1,146 @@
+"""Sweeps on the shared cluster, over tiny students of a generated shop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rankstill.artifacts import load_artifact
+from rankstill.configfile import load_config
+from rankstill.errors import BudgetError, RunError
+from rankstill.registry import Registry
+from tune.run import sweep
+from tune.space import make_space
+from tune.trials import TrialFiles
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "name": "swept",
+    "data": {"shop": {"items": 120, "queries": 60, "candidates": 8}},
+    "teacher": {
+        "base": "random",
+        "random": {"layers": 2, "width": 16, "heads": 2, "vocabulary": 500},
+        "max_length": 32,
+        "train": {"epochs": 1, "lists": 8, "learning_rate": 1e-3},
+        "gate": "off",
+    },
+    "student": {"layers": 1, "max_length": 32},
+    "train": {"epochs": 2, "lists": 8, "learning_rate": 1e-3, "precision": "float32"},
+    "sweep": {
+        "preset": "none",
+        "space": {
+            "student.layers": {"choices": [1, 2]},
+            "distill.temperature": {"low": 0.5, "high": 4.0, "log": True},
+        },
+        "trials": 3,
+        "measured": [1, 5],
+        "budget": {"candidates": 5},
+        "reduction": 2,
+    },
+}
+
+
+def run(root, *overrides):
+    config = load_config(SMALL, [f"storage.root={root}", *overrides])
+    return sweep(config, make_space(config))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def swept(root, cluster):
+    return run(root)
+
+
+def test_a_sweep_ends_in_a_registered_student_that_was_measured(swept, root):
+    files = TrialFiles(Path(swept.places["sweep"]))
+    trials = files.all()
+    assert len(trials) == 3
+    assert {trial.state for trial in trials} <= {"finished", "stopped"}
+    finished = [trial for trial in trials if trial.state == "finished"]
+    assert finished
+    for trial in finished:
+        assert [epoch["epoch"] for epoch in trial.epochs] == [1, 2]
+        assert [variant.precision for variant in trial.variants] == ["float32", "int8"]
+        for variant in trial.variants:
+            assert set(variant.timing["latency"]) == {"1", "5"}
+            assert 0 < variant.timing["latency"]["5"]["p50_ms"] <= variant.p99_ms(5)
+            assert variant.bytes == load_artifact(variant.folder).model_file(variant.runtime).stat().st_size
+            table = files.table(variant)
+            assert table["ndcg@10"].mean() == pytest.approx(variant.ndcg["value"], abs=1e-6)
+    whole = finished[0].variants[0]
+    assert whole.ndcg["value"] == pytest.approx(finished[0].best, abs=1e-3), "training measures the same"
+    version = Registry(root).resolve("swept@challenger", "test")
+    assert version.folder == swept.winner.folder
+    assert swept.winner in swept.equal
+    assert swept.test["models"]["student"]["queries"] == swept.test["models"]["teacher"]["queries"] > 0
+    assert not list((root / "runs").iterdir()), "nothing of trials that were given up is left"
+
+
+def test_what_was_swept_is_not_trained_again_and_more_is_added(swept, root):
+    folder = Path(swept.places["sweep"]) / "trials"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = run(root)
+    assert again.winner == swept.winner
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    run(root, "sweep.trials=4")
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(after) == 4
+    assert before.items() <= after.items()
+
+
+def test_a_budget_that_nothing_meets_ends_with_the_nearest(swept, root):
+    with pytest.raises(
+        BudgetError, match=r"no student is within the budget; the nearest, 00.*over sweep\.budget\.bytes=1"
+    ):
+        run(root, "sweep.budget.bytes=1")
+
+
+def test_finalists_are_trained_again_with_other_seeds(swept, root):
+    seeds = run(root, "sweep.stability=1", "sweep.finalists=1")
+    files = TrialFiles(Path(seeds.places["sweep"]))
+    (repeat,) = [trial for trial in files.all() if trial.repeats]
+    original = files.read(repeat.repeats)
+    assert repeat.state == original.state == "finished"
+    assert repeat.params == {**original.params, "train.seed": 1}
+    assert repeat.student != original.student
+
+
+@pytest.mark.usefixtures("cluster")
+def test_trials_that_all_fail_alike_end_the_sweep_with_the_reason(tmp_path):
+    with pytest.raises(RunError, match=r"3 trials in a row failed for the same reason: .*at least 500 lists a step"):
+        run(tmp_path, "sweep.trials=6", "train.lists=500", "train.accumulate=500", "sweep.precisions=[float32]")
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
+    command = [sys.executable, "-m", "tune.sweep", "--config", str(tmp_path / "config.yaml"), "sweep.stop_early=false"]
+    (tmp_path / "config.yaml").write_text(json.dumps({**SMALL, "storage": {"root": str(tmp_path / "root")}}))
+    environment = {**os.environ, "PYTHONPATH": "platform"}
+    first = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ended() -> dict[str, dict]:
+        told = [json.loads(path.read_text()) for path in (tmp_path / "root").glob("sweeps/*/trials/[!.]*.json")]
+        return {trial["name"]: trial for trial in told if trial["state"] != "begun"}
+
+    while not ended():
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = ended()
+    assert len(before) < 3
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    after = ended()
+    assert len(after) == 3
+    assert [trial["state"] for trial in after.values()] == ["finished"] * 3
+    assert {name: after[name] for name in before} == before
+    assert done.stdout.count("winner") == 2, "in the Pareto set, and where it lies"

@@ -1,0 +1,91 @@
+"""The end of a sweep: its best students trained again with other seeds, and the winner's one look at the test split."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rankstill.artifacts import load_artifact
+from rankstill.config import Config
+from rankstill.evaluation import PRIMARY, evaluate
+from rankstill.metrics import METRICS, estimate, paired_difference
+from rankstill.rankers import Ranker, load_ranker, onnx_ranker, pick_device
+from rankstill.steps.run import Run, step_key
+from rankstill.steps.teach import judged_split
+from rankstill.storage import write_json
+from tune.select import overshoot
+from tune.trial import TrialPlan
+from tune.trials import Trial, TrialFiles, Variant, variants_of
+
+
+def repeats_of_finalists(config: Config, files: TrialFiles) -> list[dict[str, Any]]:
+    """Names and settings of the trainings with further seeds, of the best within the budget, that aren't done."""
+    settings = config.sweep
+    trials = {trial.name: trial for trial in files.all()}
+    forms = [one for one in variants_of(list(trials.values())) if not trials[one.trial].repeats]
+    forms.sort(key=lambda one: (overshoot(one, settings.budget), -one.ndcg["value"]))
+    wanted = []
+    for name in list(dict.fromkeys(one.trial for one in forms))[: settings.finalists]:
+        for seed in range(1, settings.stability + 1):
+            params = {**trials[name].params, "train.seed": config.train.seed + seed}
+            repeat = Trial(trials[name].number, f"{name}-seed{seed}", params, repeats=name)
+            if repeat.name not in trials:
+                files.write(repeat)
+            if trials.get(repeat.name, repeat).state == "begun":
+                wanted.append({"name": repeat.name, "params": repeat.params})
+    return wanted
+
+
+def seeded(files: TrialFiles) -> list[tuple[Variant, pl.DataFrame]]:
+    """Each form of each student with its metrics by query; means over seeds where it was trained with several."""
+    trials = files.all()
+    found = []
+    for variant in variants_of([trial for trial in trials if not trial.repeats]):
+        again = [trial for trial in trials if trial.repeats == variant.trial]
+        forms = [one for one in variants_of(again) if one.precision == variant.precision]
+        tables = [files.table(one) for one in (variant, *forms)]
+        if forms:
+            mean = pl.concat(tables).group_by("query_id", maintain_order=True).agg(pl.col(METRICS).mean())
+            variant = replace(variant, ndcg=estimate(mean[PRIMARY].to_list()).as_dict())
+            tables = [mean]
+        found.append((variant, tables[0]))
+    return found
+
+
+def look_at_test(run: Run, plan: TrialPlan, winner: Variant) -> dict[str, Any]:
+    """The winner beside the teacher and BM25 on the test split, which nothing was chosen on."""
+    pairs = judged_split(plan.prepared.pairs, "test")
+    device, budget = pick_device(run.config.resources.device), run.config.labels.token_budget
+
+    def student() -> Ranker:
+        if winner.runtime == "onnx":
+            return onnx_ranker("student", load_artifact(winner.folder), budget)
+        return load_ranker(winner.artifact, "student", run.root, device, budget)
+
+    makers = {
+        "teacher": (plan.taught.key, lambda: load_ranker(str(plan.taught.folder), "teacher", run.root, device, budget)),
+        "student": (winner.folder.name, student),
+        "bm25": ("bm25", lambda: load_ranker("bm25", "bm25", run.root)),
+    }
+    reports, tables = {}, {}
+    for role, (identity, make) in makers.items():
+
+        def build(folder: Path, role: str = role, make: Any = make) -> None:
+            run.reporter.event("tests", state="evaluating", model=role, pairs=pairs.height)
+            report, table = evaluate(make(), pairs, "test split")
+            write_json(folder / "report.json", report)
+            table.write_parquet(folder / "table.parquet")
+
+        folder = run.step("tests", step_key(identity, plan.prepared.key), build)
+        reports[role] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        tables[role] = pl.read_parquet(folder / "table.parquet")
+    return {
+        "models": reports,
+        "differences": {
+            f"student - {other}": paired_difference(tables["student"], tables[other], PRIMARY).as_dict()
+            for other in ("teacher", "bm25")
+        },
+        "retention": reports["student"]["metrics"][PRIMARY]["value"] / reports["teacher"]["metrics"][PRIMARY]["value"],
+    }

@@ -1,0 +1,255 @@
+"""A sweep: Ray Tune over trials, the Pareto set, the winner, its one look at the test split, its registration."""
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from ray.tune import Callback, Stopper
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import ASHAScheduler
+
+from rankstill.config import Config
+from rankstill.configfile import dump_config
+from rankstill.errors import RunError
+from rankstill.evaluation import PRIMARY
+from rankstill.progress import Reporter
+from rankstill.registry import Registry
+from rankstill.schema import ProgressEvent
+from rankstill.steps.begin import begin, soft_labels
+from rankstill.steps.run import Run, step_key
+from rankstill.steps.train import running_name
+from rankstill.storage import write_json
+from rankstill.sweep_config import Budget
+from rankstill.training import METRIC
+from tune.finals import look_at_test, repeats_of_finalists, seeded
+from tune.search import StudentSearch
+from tune.select import choose, pareto
+from tune.space import Space
+from tune.trial import TrialPlan, run_trial
+from tune.trials import Trial, TrialFiles, Variant
+
+
+def winner_rows(swept: "Swept", budget: Budget) -> list[list[str]]:
+    """Table rows of the Pareto set, best first, the winner marked; header first."""
+    rows = [["student", "nDCG@10 (valid)", "95 % interval", f"p99 ms, {budget.candidates} items", "MB", ""]]
+    for one in swept.pareto if swept.winner in swept.pareto else [*swept.pareto, swept.winner]:
+        interval = f"{one.ndcg['low']:.4f} to {one.ndcg['high']:.4f}"
+        cost = [f"{one.p99_ms(budget.candidates):.1f}", f"{one.bytes / 1e6:.1f}"]
+        rows.append([one.name, f"{one.ndcg['value']:.4f}", interval, *cost, "winner" if one == swept.winner else ""])
+    return rows
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep came to."""
+
+    winner: Variant
+    equal: list[Variant]
+    """Forms within the budget that can't be told from the best, cheapest first; the winner leads them."""
+    pareto: list[Variant]
+    test: dict[str, Any]
+    """The winner, the teacher and BM25 on the test split."""
+    places: dict[str, str]
+
+
+def sweep(config: Config, space: Space) -> Swept:
+    """Run a sweep, or what is left of it.
+
+    Raises:
+        BudgetError: no student is within the budget.
+        RunError: trials fail, again and again, for the same reason.
+    """
+    with Reporter() as reporter:
+        run = Run(config, reporter)
+        prepared, taught = begin(run, space.students())
+        _, labelled = soft_labels(run, prepared, taught)
+        described = config.model_dump(mode="json", include={"student", "distill", "train", "serve"})
+        searched = config.sweep.model_dump(mode="json", exclude={"budget", "max_concurrent", "trials", "loggers"})
+        key = step_key(labelled.key, described, searched)
+        files = TrialFiles(run.root / "sweeps" / key)
+        (files.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        plan = TrialPlan(config, prepared, taught, labelled, files.folder)
+        reporter.event("sweep", state="started", folder=str(files.folder), stands=len(_ended(files)))
+        _search(run, space, files, plan)
+        if repeats := repeats_of_finalists(config, files):
+            _tune(run, files, plan, len(repeats), {}, {"trial": ray.tune.grid_search(repeats)})
+        variants = seeded(files)
+        tables = {variant.name: table for variant, table in variants}
+        winner, equal = choose([one for one, _ in variants], config.sweep.budget, tables)
+        front = pareto([one for one, _ in variants], config.sweep.budget.candidates)
+        test = look_at_test(run, plan, winner)
+        registry = Registry(run.root)
+        value = test["models"]["student"]["metrics"][PRIMARY]["value"]
+        version = registry.register(config.name, winner.folder, {"test_ndcg": f"{value:.6f}", "sweep": key})
+        reporter.event("registry", state="registered", version=str(version), aliases=",".join(version.aliases))
+        places = {
+            "sweep": str(files.folder),
+            "winner": winner.artifact,
+            "registered": f"{version} ({', '.join(version.aliases)})",
+        }
+        swept = Swept(winner, equal, front, test, places)
+        write_json(
+            files.folder / "winner.json",
+            {
+                "winner": vars(winner),
+                "params": files.read(winner.trial).params,
+                "equal": [one.name for one in equal],
+                "pareto": [one.name for one in front],
+                "budget": config.sweep.budget.model_dump(),
+                "test": test,
+                "version": str(version),
+            },
+        )
+        return swept
+
+
+def _ended(files: TrialFiles) -> list[Trial]:
+    return [trial for trial in files.all() if trial.state != "begun" and not trial.repeats]
+
+
+def _search(run: Run, space: Space, files: TrialFiles, plan: TrialPlan) -> None:
+    settings = run.config.sweep
+    left = settings.trials - len(_ended(files))
+    if left <= 0:
+        return
+    scheduler = None
+    if settings.stop_early and run.config.train.epochs > settings.grace_epochs:
+        scheduler = ASHAScheduler(
+            time_attr="epoch",
+            max_t=run.config.train.epochs + 1,  # the last report comes after the last epoch
+            grace_period=settings.grace_epochs,
+            reduction_factor=settings.reduction,
+        )
+    search = StudentSearch(space, settings, files)
+    options = {"search_alg": search, "scheduler": scheduler, "metric": METRIC, "mode": "max", "num_samples": left}
+    _tune(run, files, plan, left, options, {})
+
+
+def _tune(
+    run: Run, files: TrialFiles, plan: TrialPlan, count: int, options: dict[str, Any], params: dict[str, Any]
+) -> None:
+    """Let Ray Tune run trials.
+
+    Raises:
+        RunError: trials fail, again and again, for the same reason.
+    """
+    settings, share = run.config.sweep, run.share
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+    os.environ |= {"TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    on_gpu, spread = share.device == "cuda", share.workers > 1
+    needs = {"cpu": 0.0 if spread else float(settings.cpus), "gpu": 1.0 if on_gpu and not spread else 0.0}
+    room = ray.cluster_resources().get("CPU", 1) // (share.workers * share.worker_cpus if spread else settings.cpus)
+    if on_gpu:
+        room = ray.cluster_resources().get("GPU", 1) // share.workers
+    concurrent = settings.max_concurrent if settings.max_concurrent != "auto" else max(1, int(room))
+    watch = Watch(run.reporter, files, count, settings.failures)
+    folder = files.folder / "ray"
+    shutil.rmtree(folder, ignore_errors=True)  # a killed sweep's; what counts is in the trials' files
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(partial(run_trial, plan=plan), needs),
+        param_space=params,
+        tune_config=ray.tune.TuneConfig(
+            max_concurrent_trials=concurrent,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+            **options,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            callbacks=[watch, *_loggers(settings.loggers, run.config.name)],
+            stop=watch.stopper,
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    for left in (folder, *_given_up(run, files)):
+        shutil.rmtree(left, ignore_errors=True)
+    if watch.stopper.stopped:
+        raise RunError(
+            f"sweep: {settings.failures} trials in a row failed for the same reason: {watch.reasons[-1]}; what is done"
+            " stands, mend that and start again"
+        )
+
+
+def _given_up(run: Run, files: TrialFiles) -> Iterator[Path]:
+    """Folders of trainings that nobody goes on with."""
+    for trial in files.all():
+        if trial.state in ("stopped", "failed") and trial.student:
+            yield run.root / "runs" / running_name(trial.student)
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers."""
+    return re.sub(r"\d+", "#", reason)
+
+
+def _name(trial: TuneTrial) -> str:
+    return trial.config["trial"]["name"]
+
+
+def _loggers(names: tuple[str, ...], project: str) -> list[Callback]:
+    made: list[Callback] = []
+    if "tensorboard" in names:
+        from ray.tune.logger import TBXLoggerCallback
+
+        made.append(TBXLoggerCallback())
+    if "wandb" in names:
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        made.append(WandbLoggerCallback(project=project))
+    return made
+
+
+class FailureStop(Stopper):
+    """Ends a sweep once it is told to."""
+
+    stopped = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
+        """No trial by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """All."""
+        return self.stopped
+
+
+class Watch(Callback):
+    """Tells of trials as they end, and ends a sweep whose trials all fail alike."""
+
+    def __init__(self, reporter: Reporter, files: TrialFiles, count: int, failures: int) -> None:
+        self._reporter, self._files, self._count, self._failures = reporter, files, count, failures
+        self.stopper = FailureStop()
+        self.reasons: list[str] = []
+        reporter.advance(ProgressEvent("sweep", 0, count, "student", {}))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray keeps callbacks beside its experiment, from which no sweep goes on."""
+        return {}
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:  # noqa: ARG002
+        """It finished, failed, or was given up."""
+        ended = self._tell(trial)
+        if self.reasons and (ended.state != "failed" or _kind(self.reasons[-1]) != _kind(ended.reason)):
+            self.reasons.clear()
+        if ended.state == "failed":
+            self.reasons.append(ended.reason)
+        self.stopper.stopped = len(self.reasons) >= self._failures
+
+    on_trial_error = on_trial_complete  # its process died
+
+    def _tell(self, trial: TuneTrial) -> Trial:
+        ended = self._files.read(trial.config["trial"]["name"])
+        shown = {"ndcg@10": round(ended.best, 4)} if ended.epochs else {}
+        self._reporter.event("trial", state=ended.state, student=ended.name, **shown, reason=ended.reason)
+        self._reporter.advance(ProgressEvent("sweep", 1, self._count, "student", {}))
+        return ended

@@ -1,0 +1,134 @@
+"""What one trial does: train a student, export it in each form, judge it on the valid queries, time it."""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from rankstill.artifacts import Artifact, load_artifact
+from rankstill.compression import quantise_artifact
+from rankstill.config import Config
+from rankstill.errors import RankstillError
+from rankstill.evaluation import PRIMARY, evaluate
+from rankstill.progress import Reporter
+from rankstill.quiet import QuietLock
+from rankstill.rankers import load_ranker, onnx_ranker
+from rankstill.steps.export import export
+from rankstill.steps.fit import fit, fit_here, history
+from rankstill.steps.label import Labelled
+from rankstill.steps.prepare import Prepared
+from rankstill.steps.run import Run
+from rankstill.steps.teach import Taught, judged_split
+from rankstill.steps.train import Trained, student_key, train
+from rankstill.timing import Timing, choose_rankings, time_alone
+from rankstill.training import METRIC
+from tune.space import Params, with_settings
+from tune.trials import Trial, TrialFiles, Variant
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What all trials of a sweep share."""
+
+    config: Config
+    prepared: Prepared
+    taught: Taught
+    labelled: Labelled
+    folder: Path
+    """The sweep's."""
+
+
+def run_trial(given: dict[str, Any], plan: TrialPlan) -> None:
+    """Ray Tune's function: one student, from its settings to its costs. What is done stands, and isn't done again.
+
+    What goes wrong is noted, and ends this trial alone.
+    """
+    files, name = TrialFiles(plan.folder), given["trial"]["name"]
+    try:
+        trial = _student(files, name, given["trial"]["params"], plan)
+    except Exception as error:
+        reason = str(error) if isinstance(error, RankstillError) else f"{type(error).__name__}: {error}"
+        trial = replace(files.read(name), state="failed", reason=" ".join(reason.split())[:500])
+    files.write(trial)
+    ray.tune.report({METRIC: trial.best, "epoch": len(trial.epochs)})
+
+
+def _student(files: TrialFiles, name: str, params: Params, plan: TrialPlan) -> Trial:
+    config = with_settings(plan.config, params)
+    settings = config.sweep
+    begun = time.monotonic()
+
+    def told(metrics: dict[str, float]) -> None:
+        nonlocal begun
+        trial = files.read(name)
+        now = time.monotonic()
+        files.write(replace(trial, epochs=(*trial.epochs, metrics), seconds=trial.seconds + now - begun))
+        begun = now
+        ray.tune.report({METRIC: metrics[METRIC], "epoch": int(metrics["epoch"])})
+
+    with Path(os.devnull).open("w") as nowhere:
+        run = Run(config, Reporter(nowhere))
+        files.write(replace(files.read(name), student=student_key(config, plan.labelled)))
+        if run.share.workers > 1:
+            fitter = partial(fit, callbacks=[TuneReportCallback()])
+        else:
+            fitter = partial(fit_here, device=run.share.device, threads=settings.cpus, told=told)
+        trained = train(run, plan.prepared, plan.taught, plan.labelled, fitter)
+        trial = files.read(name)
+        epochs = tuple(history(trained.folder))
+        seconds = trial.seconds if trial.epochs else time.monotonic() - begun
+        forms = _forms(run, plan, trained)
+        variants = tuple(_measure(run, plan, files, name, artifact) for artifact in forms)
+    return replace(trial, state="finished", epochs=epochs, seconds=seconds, variants=variants)
+
+
+def _forms(run: Run, plan: TrialPlan, trained: Trained) -> list[Artifact]:
+    """The student's artifacts."""
+    with QuietLock(run.root).shared():
+        measured = {"valid": max(epoch[METRIC] for epoch in history(trained.folder))}
+        folder = export(run, plan.prepared, plan.taught, plan.labelled, trained, measured, "valid")
+        whole, forms = load_artifact(folder), []
+        for precision in run.config.sweep.precisions:
+            if precision == "int8":
+                small = run.step("artifacts", f"{folder.name}-int8", lambda aside: quantise_artifact(whole, aside))
+                forms.append(load_artifact(small))
+            else:
+                forms.append(whole)
+        return forms
+
+
+def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: Artifact) -> Variant:
+    """Judge one form on the valid queries, and time it alone."""
+    config, settings = run.config, run.config.sweep
+    pairs = judged_split(plan.prepared.pairs, "valid")
+    runtime = "onnx" if artifact.precision == "int8" else config.serve.runtime
+    with QuietLock(run.root).shared():
+        if runtime == "onnx":
+            ranker = onnx_ranker(name, artifact, config.labels.token_budget)
+        else:
+            ranker = load_ranker(str(artifact.folder), name, run.root, run.share.device, config.labels.token_budget)
+        report, table = evaluate(ranker, pairs, "valid split")
+    files.write_table(f"{name} {artifact.precision}", table)
+    timing = Timing(
+        artifact=str(artifact.folder),
+        runtime=runtime,
+        threads=settings.measure_cpus,
+        counts=settings.counts,
+        rankings=choose_rankings(
+            pairs["query"].unique(maintain_order=True).to_list(),
+            pairs["text"].unique(maintain_order=True).to_list(),
+            max(settings.counts),
+        ),
+    )
+    if settings.measure_on:
+        there = ray.remote(num_cpus=0, resources={settings.measure_on: 0.001})(time_alone)
+        timed = ray.get(there.remote(run.root, timing))
+    else:
+        timed = time_alone(run.root, timing)
+    return Variant(name, artifact.precision, str(artifact.folder), runtime, report["metrics"][PRIMARY], timed)

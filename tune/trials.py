@@ -1,0 +1,117 @@
+"""What became of each trial of a sweep, a file each, written whole: whoever starts again knows what is done."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from rankstill.storage import write_json
+
+State = Literal["begun", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A student in one of its forms: what it is worth, and what it costs."""
+
+    trial: str
+    precision: str
+    artifact: str
+    runtime: str
+    ndcg: dict[str, float]
+    """value, low and high of nDCG@10 over the valid queries."""
+    timing: dict[str, Any]
+    """See `rankstill.timing.time_alone`."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the artifact."""
+        return Path(self.artifact)
+
+    @property
+    def name(self) -> str:
+        """Of this form."""
+        return f"{self.trial} {self.precision}"
+
+    @property
+    def bytes(self) -> int:
+        """Size of the model file."""
+        return self.timing["bytes"]
+
+    def p99_ms(self, candidates: int) -> float:
+        """Milliseconds within which 99 of 100 rankings are done."""
+        return self.timing["latency"][str(candidates)]["p99_ms"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One student of a sweep."""
+
+    number: int
+    name: str
+    params: dict[str, Any]
+    state: State = "begun"
+    epochs: tuple[dict[str, float], ...] = ()
+    """What each epoch came to on the valid queries."""
+    seconds: float = 0.0
+    """Spent on training."""
+    reason: str = ""
+    """Why it failed."""
+    repeats: str = ""
+    """The trial that it repeats with another seed."""
+    student: str = ""
+    """Key of the student, once its training has begun."""
+    variants: tuple[Variant, ...] = field(default=())
+
+    @property
+    def best(self) -> float:
+        """Its best validation nDCG@10; 0 before the first epoch."""
+        return max((epoch["ndcg@10"] for epoch in self.epochs), default=0.0)
+
+
+class TrialFiles:
+    """The trials of one sweep, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for part in (folder / "trials", folder / "tables"):
+            part.mkdir(parents=True, exist_ok=True)
+
+    def write(self, trial: Trial) -> None:
+        """Write a trial as it stands."""
+        write_json(self.folder / "trials" / f"{trial.name}.json", asdict(trial))
+
+    def read(self, name: str) -> Trial:
+        """A trial as it stands."""
+        told = json.loads((self.folder / "trials" / f"{name}.json").read_text(encoding="utf-8"))
+        variants = tuple(Variant(**variant) for variant in told.pop("variants"))
+        return Trial(**{**told, "epochs": tuple(told["epochs"])}, variants=variants)
+
+    def all(self) -> list[Trial]:
+        """All trials, in the order in which they were chosen."""
+        found = [self.read(path.stem) for path in (self.folder / "trials").glob("[!.]*.json")]
+        return sorted(found, key=lambda trial: trial.number)
+
+    def end(self, name: str, state: State, reason: str = "") -> Trial:
+        """Note how a trial ended, unless it has told so itself."""
+        trial = self.read(name)
+        if trial.state == "begun":
+            trial = replace(trial, state=state, reason=reason)
+            self.write(trial)
+        return trial
+
+    def write_table(self, variant: str, table: pl.DataFrame) -> None:
+        """Write the metrics of each query of one form."""
+        table.write_parquet(self.folder / "tables" / f"{variant}.parquet")
+
+    def table(self, variant: Variant) -> pl.DataFrame:
+        """Metrics of each query of one form (see `rankstill.metrics.per_query`)."""
+        return pl.read_parquet(self.folder / "tables" / f"{variant.name}.parquet")
+
+
+def variants_of(trials: Sequence[Trial]) -> list[Variant]:
+    """All forms of all finished trials."""
+    return [variant for trial in trials if trial.state == "finished" for variant in trial.variants]
