@@ -73,13 +73,13 @@ def evaluate_files(
     for ranker in rankers:
         fields = ranker.fields if own_fields and ranker.fields else config.data.fields
         measured.append(evaluate(ranker, read_files(config, judgements, fields, split), ", ".join(judgements)))
-    (report, table), *others = measured
+    (report, table, _), *others = measured
     if table["ndcg@10"].null_count() == table.height:
         raise DataError(
             f"--judgements: all labels of each query of {', '.join(judgements)!r} are equal, so that rankings can't be"
             " told apart; give judgements that differ"
         )
-    for other, base in others:
+    for other, base, _ in others:
         differences = {metric: paired_difference(table, base, metric).as_dict() for metric in METRICS}
         report["against"] = {"model": other["model"], "differences": differences}
     return report

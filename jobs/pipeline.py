@@ -70,6 +70,7 @@ def run_until(config: Config, verb: str = "pipeline") -> Made:
 
 def _student(run: Any, prepared: Any, taught: Any, labelled: Any, places: dict[str, str], verb: str) -> Made:
     """The steps from training on."""
+    from rankstill.evaluation import PRIMARY
     from rankstill.steps.compare import compare
     from rankstill.steps.export import export_compared, register
     from rankstill.steps.train import train
@@ -82,7 +83,8 @@ def _student(run: Any, prepared: Any, taught: Any, labelled: Any, places: dict[s
     artifact = export_compared(run, prepared, taught, labelled, trained, compared)
     places |= {"report": str(compared.folder / "report.json"), "artifact": str(artifact)}
     if verb == "pipeline":
-        version = register(run, artifact, compared)
+        metric = compared.report["models"]["student"]["metrics"][PRIMARY]["value"]
+        version = register(run, artifact, trained.folder, metric, {})
         places |= {"registered": f"{version} ({', '.join(version.aliases)})"}
     return Made(places, compared.report)
 

@@ -27,6 +27,7 @@ from rankstill.errors import DataError, GateError, InputError
 from rankstill.item_index import KnownItemScorer, open_index
 from rankstill.label_care import compare, verify
 from rankstill.labels import open_store
+from rankstill.lineage import lineage
 from rankstill.metrics import per_query
 from rankstill.model_config import Schedule, Student
 from rankstill.progress import Reporter
@@ -497,3 +498,24 @@ def test_a_name_that_can_not_be_registered_is_refused_before_any_work(tmp_path):
     result = shell("jobs.compress", *given, "--name", "a/b")
     assert result.returncode == 2
     assert result.stderr.startswith("error: --name 'a/b' is no name")
+
+
+def test_lineage_reaches_the_files_of_labels(made, config):
+    root = config.storage.folder
+    version = Registry(root).resolve(made.places["registered"].split()[0], "test")
+    links = list(lineage(root, version))
+    assert all(link.sound for link in links), links
+    assert [link.what for link in links if link.state == "there"] == ["student", "candidate lists", "teacher", "data"]
+    labels = [link for link in links if link.what.startswith("labels of")]
+    (store,) = [link.where for link in links if link.what == "label store"]
+    assert labels
+    path = Path(store, labels[0].where)
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-20] + b"x" + whole[-19:])
+        assert [link.where for link in lineage(root, version) if not link.sound] == [labels[0].where]
+        path.unlink()
+        assert [link.state for link in lineage(root, version) if not link.sound] == ["gone"]
+    finally:
+        path.write_bytes(whole)
+    assert all(link.sound for link in lineage(root, version))

@@ -1,9 +1,16 @@
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from rankstill.errors import ModelError
-from rankstill.registry import Registry, Version, find_version, is_reference
+from jobs.deploy import main
+from rankstill.errors import ConfigError, ModelError
+from rankstill.registry import Record, Registry, Version, find_version, is_reference
+
+PATH = str(Path(__file__).parent.parent / "platform")
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +121,75 @@ def test_references(text):
 @pytest.mark.parametrize("text", ["shop", "shop/x", "a/b/7", "/7", "bm25", "cross-encoder/ms-marco", "dir@x/model", ""])
 def test_what_is_no_reference(text):
     assert not is_reference(text)
+
+
+def test_a_promoted_version_can_be_rolled_back(registry, artifact):
+    for name in ("one", "two", "three"):
+        registry.register("rolled", artifact(name), {})
+    with pytest.raises(ModelError, match="had one champion only"):
+        registry.rollback("rolled", "rollback")
+    now, before = registry.promote("rolled@challenger", "--model")
+    assert (now.number, before.number) == (3, 1)
+    assert "champion" in now.aliases
+    assert registry.promote("rolled/3", "--model")[1].number == 3, "nothing to do"
+    now, before = registry.rollback("rolled", "rollback")
+    assert (now.number, before.number) == (1, 3)
+    assert registry.rollback("rolled", "rollback")[0].number == 3, "and back again"
+    aliases = {version.number: set(version.aliases) for version in registry.versions("rolled")}
+    assert aliases == {1: {"previous"}, 2: set(), 3: {"champion", "challenger"}}
+
+
+def test_what_a_version_came_from_is_a_run_of_mlflow(registry, artifact):
+    from mlflow import MlflowClient
+
+    epochs = [{"epoch": 1.0, "ndcg@10": 0.5, "loss": 2.0}, {"epoch": 2.0, "ndcg@10": 0.6, "loss": 1.0}]
+    params = {f"distill.{number}": number for number in range(150)}
+    version = registry.register("logged", artifact("a"), {}, Record("student", params, epochs, {"data": "d00"}))
+    client = MlflowClient(tracking_uri=registry.uri, registry_uri=registry.uri)
+    run = client.get_run(client.get_model_version("logged", str(version.number)).run_id)
+    assert len(run.data.params) == 150
+    assert run.data.params["distill.7"] == "7"
+    assert run.data.tags["data"] == "d00"
+    history = client.get_metric_history(run.info.run_id, "ndcg_at_10")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 0.6)]
+    assert run.info.status == "FINISHED"
+
+
+def test_writers_at_the_same_time_lose_nothing(registry, artifact, tmp_path):
+    folders = [artifact(f"many{number}") for number in range(4)]
+    script = (
+        "import sys; from pathlib import Path; from rankstill.registry import Registry;"
+        " Registry(Path(sys.argv[1])).register('many', Path(sys.argv[2]), {})"
+    )
+    root = Path(registry.uri.removeprefix("sqlite:///")).parent.parent
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, str(root), str(folder)], env={**os.environ, "PYTHONPATH": PATH})
+        for folder in folders
+    ]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    found = registry.versions("many")
+    assert [version.number for version in found] == [1, 2, 3, 4]
+    assert {version.folder for version in found} == {folder.resolve() for folder in folders}
+
+
+def test_the_command_promotes_lists_and_rolls_back(registry, artifact, monkeypatch, capsys):
+    root = Path(registry.uri.removeprefix("sqlite:///")).parent.parent
+    for name in ("x", "y"):
+        registry.register("said", artifact(name), {})
+
+    def deploy(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["jobs.deploy", *words, f"storage.root={root}"])
+        main()
+        return capsys.readouterr().out
+
+    assert deploy("--model", "said@challenger") == "said/2 is champion, in place of said/1\n"
+    assert deploy("--model", "said/2") == "said/2 is champion already\n"
+    assert deploy("rollback", "said") == "said/1 is champion, in place of said/2\n"
+    listed = deploy("list", "said").splitlines()
+    assert listed[2].split()[:2] == ["said/1", "champion"]
+    assert "challenger" in listed[3]
+    for words in (["promote"], ["rollback"], ["rollback", "a", "b"], ["lineage"], ["--model", "said/1", "list"], ["x"]):
+        with pytest.raises(ConfigError, match=r"nothing to do here|--model goes with"):
+            deploy(*words)
+    with pytest.raises(ModelError, match="it has"):
+        deploy("--model", "said/9")

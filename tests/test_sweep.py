@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,14 +115,17 @@ def test_finalists_are_trained_again_with_other_seeds(swept, root):
     assert repeat.student != original.student
 
 
-@pytest.mark.usefixtures("cluster")
-def test_trials_that_all_fail_alike_end_the_sweep_with_the_reason(tmp_path):
+def test_trials_that_all_fail_alike_end_the_sweep_with_the_reason(swept, root):
     with pytest.raises(RunError, match=r"3 trials in a row failed for the same reason: .*at least 500 lists a step"):
-        run(tmp_path, "sweep.trials=6", "train.lists=500", "train.accumulate=500", "sweep.precisions=[float32]")
+        run(root, "sweep.trials=6", "train.lists=500", "train.accumulate=500")
 
 
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
-    command = [sys.executable, "-m", "tune.sweep", "--config", str(tmp_path / "config.yaml"), "sweep.stop_early=false"]
+def test_a_killed_sweep_goes_on_where_it_was(swept, root, tmp_path):
+    shutil.copytree(
+        root, tmp_path / "root", ignore=shutil.ignore_patterns("sweeps", "students", "artifacts", "registry")
+    )
+    command = [sys.executable, "-m", "tune.sweep", "--config", str(tmp_path / "config.yaml")]
+    command += ["sweep.stop_early=false", "sweep.precisions=[float32]"]
     (tmp_path / "config.yaml").write_text(json.dumps({**SMALL, "storage": {"root": str(tmp_path / "root")}}))
     environment = {**os.environ, "PYTHONPATH": "platform"}
     first = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,16 +1,20 @@
 """The end of a sweep: its best students trained again with other seeds, and the winner's one look at the test split."""
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from rankstill.artifacts import load_artifact
 from rankstill.config import Config
 from rankstill.evaluation import PRIMARY, evaluate
-from rankstill.metrics import METRICS, estimate, paired_difference
+from rankstill.metrics import METRICS, Estimate, estimate, paired_difference, retention
 from rankstill.rankers import Ranker, load_ranker, onnx_ranker, pick_device
 from rankstill.steps.run import Run, step_key
 from rankstill.steps.teach import judged_split
@@ -54,8 +58,31 @@ def seeded(files: TrialFiles) -> list[tuple[Variant, pl.DataFrame]]:
     return found
 
 
-def look_at_test(run: Run, plan: TrialPlan, winner: Variant) -> dict[str, Any]:
-    """The winner beside the teacher and BM25 on the test split, which nothing was chosen on."""
+@dataclass(frozen=True)
+class FinalLook:
+    """The winner beside the teacher and BM25 on the test split, which nothing was chosen on; each by its role."""
+
+    pairs: pl.DataFrame
+    reports: dict[str, dict[str, Any]]
+    tables: dict[str, pl.DataFrame]
+    scores: dict[str, NDArray[np.float64]]
+
+    @property
+    def retention(self) -> Estimate:
+        """The student's nDCG@10 as a share of the teacher's."""
+        return retention(self.tables["student"], self.tables["teacher"], PRIMARY)
+
+    def told(self) -> dict[str, Any]:
+        """For JSON."""
+        differences = {
+            f"student - {other}": paired_difference(self.tables["student"], self.tables[other], PRIMARY).as_dict()
+            for other in ("teacher", "bm25")
+        }
+        return {"models": self.reports, "differences": differences, "retention": self.retention.as_dict()}
+
+
+def look_at_test(run: Run, plan: TrialPlan, winner: Variant) -> FinalLook:
+    """Score the test split with the winner, and with the teacher and BM25 where that isn't done."""
     pairs = judged_split(plan.prepared.pairs, "test")
     device, budget = pick_device(run.config.resources.device), run.config.labels.token_budget
 
@@ -66,26 +93,21 @@ def look_at_test(run: Run, plan: TrialPlan, winner: Variant) -> dict[str, Any]:
 
     makers = {
         "teacher": (plan.taught.key, lambda: load_ranker(str(plan.taught.folder), "teacher", run.root, device, budget)),
-        "student": (winner.folder.name, student),
+        "student": (f"{winner.folder.name} {winner.runtime}", student),
         "bm25": ("bm25", lambda: load_ranker("bm25", "bm25", run.root)),
     }
-    reports, tables = {}, {}
+    look = FinalLook(pairs, {}, {}, {})
     for role, (identity, make) in makers.items():
+        folder = run.step("tests", step_key(identity, plan.prepared.key), partial(_score, run, role, make, pairs))
+        look.reports[role] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        look.tables[role] = pl.read_parquet(folder / "table.parquet")
+        look.scores[role] = pl.read_parquet(folder / "scores.parquet")["score"].to_numpy()
+    return look
 
-        def build(folder: Path, role: str = role, make: Any = make) -> None:
-            run.reporter.event("tests", state="evaluating", model=role, pairs=pairs.height)
-            report, table = evaluate(make(), pairs, "test split")
-            write_json(folder / "report.json", report)
-            table.write_parquet(folder / "table.parquet")
 
-        folder = run.step("tests", step_key(identity, plan.prepared.key), build)
-        reports[role] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        tables[role] = pl.read_parquet(folder / "table.parquet")
-    return {
-        "models": reports,
-        "differences": {
-            f"student - {other}": paired_difference(tables["student"], tables[other], PRIMARY).as_dict()
-            for other in ("teacher", "bm25")
-        },
-        "retention": reports["student"]["metrics"][PRIMARY]["value"] / reports["teacher"]["metrics"][PRIMARY]["value"],
-    }
+def _score(run: Run, role: str, make: Callable[[], Ranker], pairs: pl.DataFrame, folder: Path) -> None:
+    run.reporter.event("tests", state="evaluating", model=role, pairs=pairs.height)
+    found = evaluate(make(), pairs, "test split")
+    write_json(folder / "report.json", found.report)
+    found.table.write_parquet(folder / "table.parquet")
+    pairs.select("pair_id", score=pl.Series(found.scores_B)).write_parquet(folder / "scores.parquet")

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,21 +19,26 @@ from rankstill.config import Config
 from rankstill.configfile import dump_config
 from rankstill.errors import RunError
 from rankstill.evaluation import PRIMARY
+from rankstill.lineage import lineage
 from rankstill.progress import Reporter
-from rankstill.registry import Registry
 from rankstill.schema import ProgressEvent
 from rankstill.steps.begin import begin, soft_labels
+from rankstill.steps.export import register
 from rankstill.steps.run import Run, step_key
 from rankstill.steps.train import running_name
 from rankstill.storage import write_json
 from rankstill.sweep_config import Budget
 from rankstill.training import METRIC
 from tune.finals import look_at_test, repeats_of_finalists, seeded
+from tune.report import report_sweep
 from tune.search import StudentSearch
 from tune.select import choose, pareto
 from tune.space import Space
 from tune.trial import TrialPlan, run_trial
 from tune.trials import Trial, TrialFiles, Variant
+
+FREE = {"budget", "measured", "max_concurrent", "trials", "loggers", "stability", "finalists", "failures"}
+"""Settings with which a sweep may go on that was begun without them."""
 
 
 def winner_rows(swept: "Swept", budget: Budget) -> list[list[str]]:
@@ -69,28 +74,33 @@ def sweep(config: Config, space: Space) -> Swept:
     with Reporter() as reporter:
         run = Run(config, reporter)
         prepared, taught = begin(run, space.students())
-        _, labelled = soft_labels(run, prepared, taught)
+        gated, labelled = soft_labels(run, prepared, taught)
         described = config.model_dump(mode="json", include={"student", "distill", "train", "serve"})
-        searched = config.sweep.model_dump(mode="json", exclude={"budget", "max_concurrent", "trials", "loggers"})
-        key = step_key(labelled.key, described, searched)
+        searched = config.sweep.model_dump(mode="json", exclude=FREE)
+        key = step_key(labelled.key, described, searched, config.sweep.counts)
         files = TrialFiles(run.root / "sweeps" / key)
         (files.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         plan = TrialPlan(config, prepared, taught, labelled, files.folder)
         reporter.event("sweep", state="started", folder=str(files.folder), stands=len(_ended(files)))
-        _search(run, space, files, plan)
+        teacher = gated.report["models"]["teacher"][PRIMARY]["value"]
+        tell = partial(_tell, files, config, space, teacher)
+        _search(run, space, files, plan, tell)
         if repeats := repeats_of_finalists(config, files):
-            _tune(run, files, plan, len(repeats), {}, {"trial": ray.tune.grid_search(repeats)})
+            _tune(run, files, plan, len(repeats), {}, {"trial": ray.tune.grid_search(repeats)}, tell)
         variants = seeded(files)
         tables = {variant.name: table for variant, table in variants}
         winner, equal = choose([one for one, _ in variants], config.sweep.budget, tables)
         front = pareto([one for one, _ in variants], config.sweep.budget.candidates)
-        test = look_at_test(run, plan, winner)
-        registry = Registry(run.root)
-        value = test["models"]["student"]["metrics"][PRIMARY]["value"]
-        version = registry.register(config.name, winner.folder, {"test_ndcg": f"{value:.6f}", "sweep": key})
-        reporter.event("registry", state="registered", version=str(version), aliases=",".join(version.aliases))
+        look = look_at_test(run, plan, winner)
+        test = look.told()
+        value = look.reports["student"]["metrics"][PRIMARY]["value"]
+        student = run.root / "students" / files.read(winner.trial).student
+        version = register(run, winner.folder, student, value, {"sweep": key})
+        report = tell(
+            variants=[one for one, _ in variants], winner=winner, look=look, links=list(lineage(run.root, version))
+        )
         places = {
-            "sweep": str(files.folder),
+            "report": str(report),
             "winner": winner.artifact,
             "registered": f"{version} ({', '.join(version.aliases)})",
         }
@@ -110,11 +120,15 @@ def sweep(config: Config, space: Space) -> Swept:
         return swept
 
 
+def _tell(files: TrialFiles, config: Config, space: Space, teacher: float, **outcome: Any) -> Path:
+    return report_sweep(files.folder, config, list(space.dimensions), files.all(), teacher, **outcome)
+
+
 def _ended(files: TrialFiles) -> list[Trial]:
     return [trial for trial in files.all() if trial.state != "begun" and not trial.repeats]
 
 
-def _search(run: Run, space: Space, files: TrialFiles, plan: TrialPlan) -> None:
+def _search(run: Run, space: Space, files: TrialFiles, plan: TrialPlan, tell: Callable[[], object]) -> None:
     settings = run.config.sweep
     left = settings.trials - len(_ended(files))
     if left <= 0:
@@ -129,13 +143,19 @@ def _search(run: Run, space: Space, files: TrialFiles, plan: TrialPlan) -> None:
         )
     search = StudentSearch(space, settings, files)
     options = {"search_alg": search, "scheduler": scheduler, "metric": METRIC, "mode": "max", "num_samples": left}
-    _tune(run, files, plan, left, options, {})
+    _tune(run, files, plan, left, options, {}, tell)
 
 
 def _tune(
-    run: Run, files: TrialFiles, plan: TrialPlan, count: int, options: dict[str, Any], params: dict[str, Any]
+    run: Run,
+    files: TrialFiles,
+    plan: TrialPlan,
+    count: int,
+    options: dict[str, Any],
+    params: dict[str, Any],
+    tell: Callable[[], object],
 ) -> None:
-    """Let Ray Tune run trials.
+    """Let Ray Tune run trials; `tell` is called after each.
 
     Raises:
         RunError: trials fail, again and again, for the same reason.
@@ -150,7 +170,7 @@ def _tune(
     if on_gpu:
         room = ray.cluster_resources().get("GPU", 1) // share.workers
     concurrent = settings.max_concurrent if settings.max_concurrent != "auto" else max(1, int(room))
-    watch = Watch(run.reporter, files, count, settings.failures)
+    watch = Watch(run.reporter, files, count, settings.failures, tell)
     folder = files.folder / "ray"
     shutil.rmtree(folder, ignore_errors=True)  # a killed sweep's; what counts is in the trials' files
     tuner = ray.tune.Tuner(
@@ -226,8 +246,11 @@ class FailureStop(Stopper):
 class Watch(Callback):
     """Tells of trials as they end, and ends a sweep whose trials all fail alike."""
 
-    def __init__(self, reporter: Reporter, files: TrialFiles, count: int, failures: int) -> None:
+    def __init__(
+        self, reporter: Reporter, files: TrialFiles, count: int, failures: int, tell: Callable[[], object]
+    ) -> None:
         self._reporter, self._files, self._count, self._failures = reporter, files, count, failures
+        self._tell = tell
         self.stopper = FailureStop()
         self.reasons: list[str] = []
         reporter.advance(ProgressEvent("sweep", 0, count, "student", {}))
@@ -238,7 +261,7 @@ class Watch(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:  # noqa: ARG002
         """It finished, failed, or was given up."""
-        ended = self._tell(trial)
+        ended = self._ended(trial)
         if self.reasons and (ended.state != "failed" or _kind(self.reasons[-1]) != _kind(ended.reason)):
             self.reasons.clear()
         if ended.state == "failed":
@@ -247,9 +270,10 @@ class Watch(Callback):
 
     on_trial_error = on_trial_complete  # its process died
 
-    def _tell(self, trial: TuneTrial) -> Trial:
+    def _ended(self, trial: TuneTrial) -> Trial:
         ended = self._files.read(trial.config["trial"]["name"])
         shown = {"ndcg@10": round(ended.best, 4)} if ended.epochs else {}
         self._reporter.event("trial", state=ended.state, student=ended.name, **shown, reason=ended.reason)
         self._reporter.advance(ProgressEvent("sweep", 1, self._count, "student", {}))
+        self._tell()
         return ended

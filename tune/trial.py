@@ -113,7 +113,7 @@ def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: 
             ranker = onnx_ranker(name, artifact, config.labels.token_budget)
         else:
             ranker = load_ranker(str(artifact.folder), name, run.root, run.share.device, config.labels.token_budget)
-        report, table = evaluate(ranker, pairs, "valid split")
+        report, table, _ = evaluate(ranker, pairs, "valid split")
     files.write_table(f"{name} {artifact.precision}", table)
     timing = Timing(
         artifact=str(artifact.folder),

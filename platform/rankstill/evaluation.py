@@ -2,10 +2,11 @@
 
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from rankstill.artifacts import Artifact
 from rankstill.errors import DataError, GateError
@@ -19,8 +20,17 @@ LEAST_CORRELATION = 0.99
 """Of the scores of an int8 form with the original's."""
 
 
-def evaluate(ranker: Ranker, pairs: pl.DataFrame, judgements: str) -> tuple[dict[str, Any], pl.DataFrame]:
-    """The report of one ranker on judged pairs (schema PAIRS), and its `per_query` table.
+class Evaluated(NamedTuple):
+    """A ranker on judged pairs."""
+
+    report: dict[str, Any]
+    table: pl.DataFrame
+    """See `per_query`."""
+    scores_B: NDArray[np.float64]
+
+
+def evaluate(ranker: Ranker, pairs: pl.DataFrame, judgements: str) -> Evaluated:
+    """The report of one ranker on B judged pairs (schema PAIRS), its `per_query` table, and its scores.
 
     The report's `pairs_per_second` is the median of up to five passes over the pairs (of one, where that takes long),
     tokenising included, after a short warm-up.
@@ -47,7 +57,7 @@ def evaluate(ranker: Ranker, pairs: pl.DataFrame, judgements: str) -> tuple[dict
         "parameters": ranker.parameters,
         "bytes": ranker.bytes,
     }
-    return report, table
+    return Evaluated(report, table, scores)
 
 
 def check_fidelity(
@@ -62,8 +72,7 @@ def check_fidelity(
     reports, tables, scores = {}, {}, {}
     for name, form in (("float32", artifact), ("int8", small)):
         ranker = onnx_ranker(name, form, token_budget)
-        reports[name], tables[name] = evaluate(ranker, pairs, judgements)
-        scores[name] = ranker.score(pairs)
+        reports[name], tables[name], scores[name] = evaluate(ranker, pairs, judgements)
     correlation = pl.select(pl.corr(*map(pl.Series, scores.values()), method="spearman")).item()
     if tables["int8"][PRIMARY].null_count() == tables["int8"].height:
         raise DataError(

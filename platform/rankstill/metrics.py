@@ -95,6 +95,21 @@ def paired_difference(left: pl.DataFrame, right: pl.DataFrame, metric: str, seed
     return estimate((both[metric] - both["other"]).to_list(), seed)
 
 
+def retention(student: pl.DataFrame, teacher: pl.DataFrame, metric: str, seed: int = 0) -> Estimate:
+    """Mean of the student over mean of the teacher, over the queries of both (frames of `per_query`).
+
+    The interval is the percentile bootstrap's, over queries.
+    """
+    both = student.select("query_id", metric).join(teacher.select("query_id", other=metric), on="query_id").drop_nulls()
+    if both.is_empty():
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    ours, theirs = both[metric].to_numpy(), both["other"].to_numpy()
+    generator = np.random.default_rng(seed)
+    draws = (generator.integers(0, ours.size, ours.size) for _ in range(RESAMPLES))
+    low, high = np.percentile([ours[draw].mean() / theirs[draw].mean() for draw in draws], [2.5, 97.5])
+    return Estimate(float(ours.mean() / theirs.mean()), float(low), float(high))
+
+
 def summarise(table: pl.DataFrame) -> dict[str, Estimate]:
     """Every metric of a `per_query` table."""
     return {metric: estimate(table[metric].to_list()) for metric in METRICS}

@@ -1,15 +1,39 @@
 """Names, versions and aliases of exported students, in an MLflow model registry (SQLite unless told otherwise)."""
 
+import fcntl
 import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rankstill.errors import ModelError
 from rankstill.storage import make_root
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 FILE = Path("registry", "mlflow.db")
 """The registry under a storage root."""
+
+
+METRIC_NAME = re.compile("@")
+"""What MLflow doesn't take in the name of a metric."""
+MLFLOW_LENGTH, MLFLOW_BATCH = 5000, 100
+"""Characters of a value and entries of a call that MLflow takes."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a student came to be, for those who look with MLflow."""
+
+    title: str
+    params: Mapping[str, Any]
+    epochs: Sequence[Mapping[str, float]]
+    """Metrics of each epoch."""
+    tags: Mapping[str, Any]
+    """Where it comes from: keys of data, labels, teacher; commit; versions."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +58,104 @@ class Registry:
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
         from mlflow import MlflowClient  # slow to import, and only commands that need a registry should wait
 
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{make_root(root / FILE.parent) / FILE.name}"
+        folder = make_root(root / FILE.parent)
+        self._lock = folder / "lock"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / FILE.name}"
         self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
-    def register(self, name: str, folder: Path, tags: dict[str, str]) -> Version:
+    def register(self, name: str, folder: Path, tags: Mapping[str, str], record: Record | None = None) -> Version:
         """Register an artifact as the name's next version and challenger, and as champion if there is none.
 
-        An artifact that is registered under the name already keeps its version.
+        `record` becomes the MLflow run that the version comes from. An artifact that is registered under the name
+        already keeps its version.
         """
         from mlflow.exceptions import MlflowException
 
         source = str(folder.resolve())
-        try:
-            self._client.get_registered_model(name)
-        except MlflowException:
-            self._client.create_registered_model(name)
-        known = [v for v in self._client.search_model_versions(f"name='{name}'") if v.source == source]
-        version = known[0] if known else self._client.create_model_version(name, source, tags=tags)
-        self._client.set_registered_model_alias(name, CHALLENGER, version.version)
-        if CHAMPION not in self._client.get_registered_model(name).aliases:
-            self._client.set_registered_model_alias(name, CHAMPION, version.version)
+        with self._alone():
+            try:
+                self._client.get_registered_model(name)
+            except MlflowException:
+                self._client.create_registered_model(name)
+            known = [v for v in self._client.search_model_versions(f"name='{name}'") if v.source == source]
+            if known:
+                version = known[0]
+            else:
+                run = self._log(name, record) if record else None
+                version = self._client.create_model_version(name, source, run_id=run, tags=dict(tags))
+            self._client.set_registered_model_alias(name, CHALLENGER, version.version)
+            if CHAMPION not in self._client.get_registered_model(name).aliases:
+                self._client.set_registered_model_alias(name, CHAMPION, version.version)
         return self.resolve(f"{name}/{version.version}", "registry")
+
+    def _log(self, name: str, record: Record) -> str:
+        """An MLflow run with a record's parameters, metrics by epoch and tags; returns its id."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        experiment = self._client.get_experiment_by_name(name)
+        known = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        run = self._client.create_run(known, run_name=record.title).info.run_id
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(METRIC_NAME.sub("_at_", key), value, now, int(epoch.get("epoch", 0)))
+            for epoch in record.epochs
+            for key, value in epoch.items()
+            if key != "epoch"
+        ]
+        params = [Param(key, str(value)[:MLFLOW_LENGTH]) for key, value in record.params.items()]
+        tags = [RunTag(key, str(value)[:MLFLOW_LENGTH]) for key, value in record.tags.items()]
+        for start in range(0, len(params), MLFLOW_BATCH):
+            self._client.log_batch(run, params=params[start : start + MLFLOW_BATCH])
+        for start in range(0, len(metrics), MLFLOW_BATCH):
+            self._client.log_batch(run, metrics=metrics[start : start + MLFLOW_BATCH])
+        self._client.log_batch(run, tags=tags)
+        self._client.set_terminated(run)
+        return run
+
+    def promote(self, reference: str, field: str) -> tuple[Version, Version]:
+        """Make a version its name's champion; returns it and the champion before it, which `rollback` brings back.
+
+        Raises:
+            ModelError: no such version, or its files are gone.
+        """
+        with self._alone():
+            version = self.resolve(reference, field)
+            before = self.resolve(f"{version.name}@{CHAMPION}", field)
+            if before.number != version.number:
+                self._client.set_registered_model_alias(version.name, PREVIOUS, str(before.number))
+                self._client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
+        return self.resolve(f"{version.name}/{version.number}", field), before
+
+    def rollback(self, name: str, field: str) -> tuple[Version, Version]:
+        """Make the champion before this one champion again; returns it and the one that it replaces.
+
+        Raises:
+            ModelError: there is none, or its files are gone.
+        """
+        aliases = {alias for version in self.versions(name) for alias in version.aliases}
+        if PREVIOUS not in aliases:
+            raise ModelError(f"{field}: {name!r} has had one champion only; promote another version first")
+        return self.promote(f"{name}@{PREVIOUS}", field)
+
+    def versions(self, name: str = "") -> list[Version]:
+        """All versions, of one name or of all, in order."""
+        names = [name] if name else sorted(model.name for model in self._client.search_registered_models())
+        found = []
+        for one in names:
+            entries = self._client.search_model_versions(f"name='{one}'")
+            aliases = [self._client.get_model_version(one, entry.version).aliases for entry in entries]
+            found += [
+                Version(one, int(entry.version), Path(str(entry.source)), tuple(own))
+                for entry, own in zip(entries, aliases, strict=True)
+            ]
+        return sorted(found, key=lambda version: (version.name, version.number))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process of this host changes the registry at a time: looking and writing are two steps."""
+        with self._lock.open("a") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
 
     def resolve(self, reference: str, field: str) -> Version:
         """The version that NAME@ALIAS or NAME/NUMBER stands for.
@@ -95,12 +196,21 @@ def find_version(reference: str, root: Path, field: str) -> Version | None:
     """
     if not is_reference(reference) or Path(reference).exists():
         return None
+    return open_registry(root, reference, field).resolve(reference, field)
+
+
+def open_registry(root: Path, wanted: str, field: str = "registry") -> Registry:
+    """The registry of a storage root, which must be there: nothing is left behind where there is none.
+
+    Raises:
+        ModelError: there is none to find what is `wanted` in.
+    """
     if "MLFLOW_TRACKING_URI" not in os.environ and not (root / FILE).exists():
         raise ModelError(
-            f"{field}: {str(root)!r} has no registry to find {reference!r} in; run jobs.pipeline first,"
+            f"{field}: {str(root)!r} has no registry to find {wanted!r} in; run jobs.pipeline first,"
             " or set storage.root"
         )
-    return Registry(root).resolve(reference, field)
+    return Registry(root)
 
 
 def is_reference(text: str) -> bool:

@@ -33,8 +33,13 @@ def make_root(root: str | Path) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file aside, then rename it into place."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file aside, then rename it into place."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 

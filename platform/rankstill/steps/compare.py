@@ -39,7 +39,7 @@ def compare(run: Run, prepared: Prepared, taught: Taught, trained: Trained) -> C
             run.reporter.event("reports", state="evaluating", model=role, pairs=pairs.height)
             device = pick_device(run.config.resources.device)
             ranker = load_ranker(reference, role, run.root, device, run.config.labels.token_budget)
-            reports[role], tables[role] = evaluate(ranker, pairs, "test split")
+            reports[role], tables[role], _ = evaluate(ranker, pairs, "test split")
         student, teacher = reports["student"], reports["teacher"]
         report = {
             "models": reports,

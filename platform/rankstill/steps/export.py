@@ -1,20 +1,24 @@
 """Export the student as an artifact and register it."""
 
+import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rankstill.artifacts import export_artifact
+from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.cross_encoder import load_cross_encoder
-from rankstill.evaluation import PRIMARY
-from rankstill.registry import Registry, Version
+from rankstill.registry import Record, Registry, Version
 from rankstill.steps.compare import Compared
+from rankstill.steps.fit import history
 from rankstill.steps.label import Labelled
 from rankstill.steps.prepare import Prepared
 from rankstill.steps.run import Run, step_key
 from rankstill.steps.teach import Taught
 from rankstill.steps.train import Trained
+
+ORIGINS = ("data", "teacher", "teacher_fingerprint", "labels", "lists", "git_commit")
+"""What a manifest says a student was made from."""
 
 
 def export(
@@ -59,12 +63,35 @@ def export_compared(
     return export(run, prepared, taught, labelled, trained, measured, compared.folder.name)
 
 
-def register(run: Run, artifact: Path, compared: Compared) -> Version:
-    """Register the artifact under the run's name."""
-    metric = compared.report["models"]["student"]["metrics"][PRIMARY]["value"]
-    version = Registry(run.root).register(run.config.name, artifact, {"test_ndcg": f"{metric:.6f}"})
+def register(run: Run, artifact: Path, student: Path, metric: float, tags: Mapping[str, str]) -> Version:
+    """Register an artifact under the run's name, with the MLflow run of the student folder that it was made of.
+
+    `metric` is its nDCG@10 on the test split.
+    """
+    made = load_artifact(artifact).manifest["made_from"]
+    record = Record(
+        title=made["student"],
+        params=_flat({name: made["config"][name] for name in ("student", "distill", "train")}),
+        epochs=history(student),
+        tags={
+            **{
+                name: made[name] for name in ("data", "teacher", "teacher_fingerprint", "labels", "lists", "git_commit")
+            },
+            "artifact": str(artifact),
+            "config": json.dumps(made["config"]),
+        },
+    )
+    version = Registry(run.root).register(run.config.name, artifact, {"test_ndcg": f"{metric:.6f}", **tags}, record)
     run.reporter.event("registry", state="registered", version=str(version), aliases=",".join(version.aliases))
     return version
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _git_commit() -> str:
