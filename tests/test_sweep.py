@@ -82,6 +82,10 @@ def test_a_sweep_ends_in_a_registered_student_that_was_measured(swept, root):
     version = Registry(root).resolve("swept@challenger", "test")
     assert version.folder == swept.winner.folder
     assert swept.winner in swept.equal
+    data = json.loads((files.folder / "report.json").read_text())
+    assert (data["winner"], data["state"], data["asked"]) == (swept.winner.name, "done", 3)
+    assert {link["what"] for link in data["lineage"]} >= {"version swept/1", "student", "label store", "data"}
+    assert len(data["agreement"]) == swept.test["models"]["student"]["pairs"]
     assert swept.test["models"]["student"]["queries"] == swept.test["models"]["teacher"]["queries"] > 0
     assert not list((root / "runs").iterdir()), "nothing of trials that were given up is left"
 

@@ -100,6 +100,7 @@ def sweep(config: Config, space: Space) -> Swept:
             variants=[one for one, _ in variants], winner=winner, look=look, links=list(lineage(run.root, version))
         )
         places = {
+            "sweep": str(files.folder),
             "report": str(report),
             "winner": winner.artifact,
             "registered": f"{version} ({', '.join(version.aliases)})",
