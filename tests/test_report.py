@@ -62,7 +62,7 @@ def look() -> FinalLook:
     scores = {"teacher": labels + 0.3 * noise[0], "student": labels + noise[1], "bm25": noise[0]}
     tables = {role: per_query(pairs, found) for role, found in scores.items()}
     reports = {role: {"metrics": {"ndcg@10": {"value": table["ndcg@10"].mean()}}} for role, table in tables.items()}
-    return FinalLook(pairs, reports, tables, scores)
+    return FinalLook(pairs, reports, tables, scores, pairs["item_id"].str.ends_with("-0").not_())
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,12 @@ def test_the_numbers_are_those_of_trials_and_test(reported):
     assert every["value"] == pytest.approx(ours / theirs, abs=1e-6)
     assert every["low"] < every["value"] < every["high"]
     assert {"teacher least sure", "teacher most sure", "long query", "short query"} <= {one["name"] for one in parts}
+    unseen = found.pairs.filter(found.unseen)
+    ours, theirs = (
+        per_query(unseen, found.scores[role][found.unseen.to_numpy()])["ndcg@10"].mean()
+        for role in ("student", "teacher")
+    )
+    assert {one["name"]: one["value"] for one in parts}["unseen items"] == pytest.approx(ours / theirs, abs=1e-6)
     queries = data["queries"]
     assert queries["wins"] + queries["losses"] + queries["ties"] == 30
     worst = queries["worst"][0]

@@ -66,6 +66,8 @@ class FinalLook:
     reports: dict[str, dict[str, Any]]
     tables: dict[str, pl.DataFrame]
     scores: dict[str, NDArray[np.float64]]
+    unseen: pl.Series
+    """Whether the item of each pair is in no judgement that was learnt from."""
 
     @property
     def retention(self) -> Estimate:
@@ -96,7 +98,8 @@ def look_at_test(run: Run, plan: TrialPlan, winner: Variant) -> FinalLook:
         "student": (f"{winner.folder.name} {winner.runtime}", student),
         "bm25": ("bm25", lambda: load_ranker("bm25", "bm25", run.root)),
     }
-    look = FinalLook(pairs, {}, {}, {})
+    learnt = judged_split(plan.prepared.pairs, "train")["item_id"].unique()
+    look = FinalLook(pairs, {}, {}, {}, ~pairs["item_id"].is_in(learnt.implode()))
     for role, (identity, make) in makers.items():
         folder = run.step("tests", step_key(identity, plan.prepared.key), partial(_score, run, role, make, pairs))
         look.reports[role] = json.loads((folder / "report.json").read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ import polars as pl
 from rankstill.config import Config
 from rankstill.evaluation import PRIMARY
 from rankstill.lineage import Link
-from rankstill.metrics import retention, slices
+from rankstill.metrics import per_query, retention, slices
 from rankstill.report import write_report
 from rankstill.training import METRIC
 from tune.finals import FinalLook
@@ -20,6 +20,7 @@ from tune.trials import Trial, Variant, variants_of
 
 WORST, SHOWN_ITEMS, SHOWN_TEXT = 20, 8, 160
 """Queries that are told one by one, items of each, characters of a text."""
+COMPARED = ("student", "teacher")
 SCATTERED = 1500
 """Pairs of the agreement's scatter."""
 
@@ -96,7 +97,7 @@ def _test(look: FinalLook) -> dict[str, Any]:
 
 
 def _slices(look: FinalLook) -> list[dict[str, Any]]:
-    """Retention of every slice, of all queries first; also by how sure the teacher's labels are."""
+    """Retention of every slice, of all queries first; also by how sure the teacher is, and of unseen items alone."""
     pairs = look.pairs.with_columns(score=pl.Series(look.scores["teacher"]))
     spread = pairs.group_by("query_id", maintain_order=True).agg(pl.col("score").std()).drop_nulls().sort("score")
     third = max(1, spread.height // 3)
@@ -106,15 +107,19 @@ def _slices(look: FinalLook) -> list[dict[str, Any]]:
         "teacher least sure": spread["query_id"].head(third),
         "teacher most sure": spread["query_id"].tail(third),
     }
-    found = []
-    for name, ids in parts.items():
-        student, teacher = (
-            look.tables[role].filter(pl.col("query_id").is_in(ids.implode())) for role in ("student", "teacher")
-        )
-        share = retention(student, teacher, PRIMARY)
-        if not np.isnan(share.value):
-            found.append({"name": name, "queries": len(ids), **share.as_dict()})
-    return found
+    tables = {
+        name: [look.tables[role].filter(pl.col("query_id").is_in(ids.implode())) for role in COMPARED]
+        for name, ids in parts.items()
+    }
+    if look.unseen.any():
+        mask = look.unseen.to_numpy()
+        tables["unseen items"] = [per_query(look.pairs.filter(look.unseen), look.scores[one][mask]) for one in COMPARED]
+    shares = {name: (len(student), retention(student, teacher, PRIMARY)) for name, (student, teacher) in tables.items()}
+    return [
+        {"name": name, "queries": count, **share.as_dict()}
+        for name, (count, share) in shares.items()
+        if not np.isnan(share.value)
+    ]
 
 
 def _queries(look: FinalLook) -> dict[str, Any]:
