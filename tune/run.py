@@ -26,7 +26,7 @@ from rankstill.steps.begin import begin, soft_labels
 from rankstill.steps.export import register
 from rankstill.steps.run import Run, step_key
 from rankstill.steps.train import running_name
-from rankstill.storage import write_json
+from rankstill.storage import write_json, write_text
 from rankstill.sweep_config import Budget
 from rankstill.training import METRIC
 from tune.finals import look_at_test, repeats_of_finalists, seeded
@@ -79,7 +79,7 @@ def sweep(config: Config, space: Space) -> Swept:
         searched = config.sweep.model_dump(mode="json", exclude=FREE)
         key = step_key(labelled.key, described, searched, config.sweep.counts)
         files = TrialFiles(run.root / "sweeps" / key)
-        (files.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        write_text(files.folder / "config.yaml", dump_config(config))
         plan = TrialPlan(config, prepared, taught, labelled, files.folder)
         reporter.event("sweep", state="started", folder=str(files.folder), stands=len(_ended(files)))
         teacher = gated.report["models"]["teacher"][PRIMARY]["value"]
@@ -173,7 +173,8 @@ def _tune(
     concurrent = settings.max_concurrent if settings.max_concurrent != "auto" else max(1, int(room))
     watch = Watch(run.reporter, files, count, settings.failures, tell)
     folder = files.folder / "ray"
-    shutil.rmtree(folder, ignore_errors=True)  # a killed sweep's; what counts is in the trials' files
+    if not settings.loggers:  # whose files these are; what counts otherwise is in those of the trials
+        shutil.rmtree(folder, ignore_errors=True)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(partial(run_trial, plan=plan), needs),
         param_space=params,
@@ -192,7 +193,7 @@ def _tune(
         ),
     )
     tuner.fit()
-    for left in (folder, *_given_up(run, files)):
+    for left in (*([] if settings.loggers else [folder]), *_given_up(run, files)):
         shutil.rmtree(left, ignore_errors=True)
     if watch.stopper.stopped:
         raise RunError(

@@ -143,21 +143,22 @@ def learn(job: TrainJob, link: Link) -> None:
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.train.seed)
     torch.set_flush_denormal(True)  # Adam's moments of rare tokens fade to denormals, with which CPUs are slow
-    encoder = load_cross_encoder(job.initial, "initial model", job.max_length)
-    if job.device == "cpu":  # where the fused attention's backward pass takes a third of a step of short texts
-        encoder.model.set_attn_implementation("eager")
-    if job.train.recompute:
-        encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    for module in encoder.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = job.train.dropout
-    lists, valid = (read_lists(Path(path), encoder) for path in (job.train_lists, job.valid_lists))
-    plan = plan_epoch(lists, job.train, epoch=0, workers=workers)
-    steps = min(len(plan) * job.train.epochs, job.train.max_steps or 1 << 60)
-    matcher = _make_matcher(encoder, job)
-    engine = make_engine(encoder, job.train, job.device, len(plan[0]) // workers, steps)
-    learner = Learner(engine, encoder, lists, job, steps, matcher)
-    course = _restore(engine, link)
+    with link.turn():
+        encoder = load_cross_encoder(job.initial, "initial model", job.max_length)
+        if job.device == "cpu":  # where the fused attention's backward pass takes a third of a step of short texts
+            encoder.model.set_attn_implementation("eager")
+        if job.train.recompute:
+            encoder.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in encoder.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = job.train.dropout
+        lists, valid = (read_lists(Path(path), encoder) for path in (job.train_lists, job.valid_lists))
+        plan = plan_epoch(lists, job.train, epoch=0, workers=workers)
+        steps = min(len(plan) * job.train.epochs, job.train.max_steps or 1 << 60)
+        matcher = _make_matcher(encoder, job)
+        engine = make_engine(encoder, job.train, job.device, len(plan[0]) // workers, steps)
+        learner = Learner(engine, encoder, lists, job, steps, matcher)
+        course = _restore(engine, link)
     remaining = steps - len(plan) * course.epoch - course.step
     if rank == 0 and job.mailbox is not None:
         job.mailbox.put.remote(ProgressEvent(job.task, 0, remaining, "step", {}, anew=True))
