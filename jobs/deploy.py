@@ -1,10 +1,14 @@
 """Which version is champion: promote one, roll back, list them, see what one was made from."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
 from rankstill.configfile import load_config
 from rankstill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rankstill.registry import Registry
 
 DESCRIPTION = """Promote a version to champion, or look at the registry.
 
@@ -49,14 +53,14 @@ def main() -> None:
         rows = [[str(one), ", ".join(one.aliases), str(one.folder)] for one in registry.versions(*names)]
         print(format_table([["version", "aliases", "artifact"], *rows]))
     else:
-        _trace(root, names[0])
+        _trace(registry, root, names[0])
 
 
 def _say(now: str, before: str) -> None:
     print(f"{now} is champion" + (f", in place of {before}" if before != now else " already"))
 
 
-def _trace(root: Path, reference: str) -> None:
+def _trace(registry: "Registry", root: Path, reference: str) -> None:
     """Print a version's lineage.
 
     Raises:
@@ -64,9 +68,8 @@ def _trace(root: Path, reference: str) -> None:
     """
     from rankstill.errors import DamagedError
     from rankstill.lineage import lineage
-    from rankstill.registry import open_registry
 
-    version = open_registry(root, reference).resolve(reference, "lineage")
+    version = registry.resolve(reference, "lineage")
     links = list(lineage(root, version))
     print(format_table([["what", "where", "state"], *([link.what, link.where, link.state] for link in links)]))
     broken = [link for link in links if not link.sound]

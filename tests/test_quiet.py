@@ -47,5 +47,22 @@ def test_work_is_done_side_by_side(tmp_path):
 
 
 def test_other_roots_are_other_work(tmp_path):
-    with QuietLock(tmp_path / "a").alone(), QuietLock(tmp_path / "b").shared():
-        pass
+    done = []
+
+    def work(root: str) -> threading.Thread:
+        def locked() -> None:
+            with QuietLock(tmp_path / root).shared():
+                done.append(root)
+
+        thread = threading.Thread(target=locked)
+        thread.start()
+        thread.join(timeout=0.5)
+        return thread
+
+    with QuietLock(tmp_path / "a").alone():
+        waiting = work("a")
+        assert not work("b").is_alive()
+        assert waiting.is_alive()
+        assert done == ["b"]
+    waiting.join()
+    assert done == ["b", "a"]

@@ -7,7 +7,7 @@ from rankstill.configfile import load_config
 from tune.search import StudentSearch
 from tune.select import overshoot
 from tune.space import make_space
-from tune.trials import TrialFiles, Variant
+from tune.trials import Trial, TrialFiles, Variant
 
 
 def searching(folder, dimensions, **settings):
@@ -69,6 +69,16 @@ def test_limits_keep_the_search_where_they_are_met(tmp_path):
     assert sum(overshoot(one, budget) == 0 for one in late) > 10
     within = [one.ndcg["value"] for one in late if not overshoot(one, budget)]
     assert max(within) > 0.45
+
+
+def test_repeats_of_finalists_are_none_of_its_trials(tmp_path):
+    search, files = searching(tmp_path, ALPHA)
+    first = search.suggest("0")["trial"]
+    finish(search, files, first["name"], "0", 0.7)
+    params = {**first["params"], "train.seed": 1}
+    files.write(Trial(0, f"{first['name']}-seed1", params, repeats=first["name"]))
+    again, _ = searching(tmp_path, ALPHA)
+    assert again.suggest("0")["trial"]["name"].startswith("001-")
 
 
 def test_another_process_knows_what_was_done_and_resumes_what_was_begun(tmp_path):

@@ -11,11 +11,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from rankstill.artifacts import load_artifact
 from rankstill.config import Config
 from rankstill.evaluation import PRIMARY, evaluate
 from rankstill.metrics import METRICS, Estimate, estimate, paired_difference, retention
-from rankstill.rankers import Ranker, load_ranker, onnx_ranker, pick_device
+from rankstill.rankers import Ranker, artifact_ranker, load_ranker, pick_device
 from rankstill.steps.run import Run, step_key
 from rankstill.steps.teach import judged_split
 from rankstill.storage import write_json
@@ -87,15 +86,12 @@ def look_at_test(run: Run, plan: TrialPlan, winner: Variant) -> FinalLook:
     """Score the test split with the winner, and with the teacher and BM25 where that isn't done."""
     pairs = judged_split(plan.prepared.pairs, "test")
     device, budget = pick_device(run.config.resources.device), run.config.labels.token_budget
-
-    def student() -> Ranker:
-        if winner.runtime == "onnx":
-            return onnx_ranker("student", load_artifact(winner.folder), budget)
-        return load_ranker(winner.artifact, "student", run.root, device, budget)
-
     makers = {
         "teacher": (plan.taught.key, lambda: load_ranker(str(plan.taught.folder), "teacher", run.root, device, budget)),
-        "student": (f"{winner.folder.name} {winner.runtime}", student),
+        "student": (
+            f"{winner.folder.name} {winner.runtime}",
+            lambda: artifact_ranker("student", winner.folder, winner.runtime, device, budget),
+        ),
         "bm25": ("bm25", lambda: load_ranker("bm25", "bm25", run.root)),
     }
     learnt = judged_split(plan.prepared.pairs, "train")["item_id"].unique()

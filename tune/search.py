@@ -40,7 +40,7 @@ class StudentSearch(Searcher):
         self._open: dict[str, optuna.Trial] = {}
         self._names: dict[str, str] = {}
         self._seen: set[str] = set()
-        done = files.all()
+        done = [trial for trial in files.all() if not trial.repeats]
         self._unfinished = [trial for trial in done if trial.state == "begun"]
         self._next = 1 + max((trial.number for trial in done), default=-1)
         for trial in done:

@@ -18,7 +18,7 @@ from rankstill.errors import RankstillError
 from rankstill.evaluation import PRIMARY, evaluate
 from rankstill.progress import Reporter
 from rankstill.quiet import QuietLock
-from rankstill.rankers import load_ranker, onnx_ranker
+from rankstill.rankers import artifact_ranker
 from rankstill.steps.export import export
 from rankstill.steps.fit import fit, fit_here, history
 from rankstill.steps.label import Labelled
@@ -109,10 +109,7 @@ def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: 
     pairs = judged_split(plan.prepared.pairs, "valid")
     runtime = "onnx" if artifact.precision == "int8" else config.serve.runtime
     with QuietLock(run.root).shared():
-        if runtime == "onnx":
-            ranker = onnx_ranker(name, artifact, config.labels.token_budget)
-        else:
-            ranker = load_ranker(str(artifact.folder), name, run.root, run.share.device, config.labels.token_budget)
+        ranker = artifact_ranker(name, artifact.folder, runtime, run.share.device, config.labels.token_budget)
         report, table, _ = evaluate(ranker, pairs, "valid split")
     files.write_table(f"{name} {artifact.precision}", table)
     timing = Timing(

@@ -74,6 +74,17 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
     )
 
 
+def artifact_ranker(name: str, folder: Path, runtime: str, device: str, token_budget: int) -> Ranker:
+    """An artifact in the runtime that serves it, torch or onnx.
+
+    Raises:
+        ModelError: no whole artifact.
+    """
+    if runtime == "onnx":
+        return onnx_ranker(name, load_artifact(folder), token_budget)
+    return load_ranker(str(folder), name, folder, device, token_budget)
+
+
 def _is_sentence_encoder(folder: Path) -> bool:
     """Whether a folder is in sentence-transformers' form, which it gives cross-encoders too, and no classifier's."""
     architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []

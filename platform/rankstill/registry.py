@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,6 @@ FILE = Path("registry", "mlflow.db")
 """The registry under a storage root."""
 
 
-METRIC_NAME = re.compile("@")
-"""What MLflow doesn't take in the name of a metric."""
 MLFLOW_LENGTH, MLFLOW_BATCH = 5000, 100
 """Characters of a value and entries of a call that MLflow takes."""
 
@@ -97,7 +94,7 @@ class Registry:
         run = self._client.create_run(known, run_name=record.title).info.run_id
         now = int(time.time() * 1000)
         metrics = [
-            Metric(METRIC_NAME.sub("_at_", key), value, now, int(epoch.get("epoch", 0)))
+            Metric(key.replace("@", "_at_"), value, now, int(epoch.get("epoch", 0)))
             for epoch in record.epochs
             for key, value in epoch.items()
             if key != "epoch"
