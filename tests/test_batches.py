@@ -170,3 +170,20 @@ def test_lists_are_read_as_they_were_built(tmp_path):
     np.testing.assert_array_equal(lists.logits_PC, np.array([[NAN] * 3, [0, 1, 2], [NAN] * 3], dtype=np.float32))
     assert encoder.tokenizer.decode(lists.tokens.input_ids[1]) == "[CLS] drill [SEP] oak [SEP]"
     assert math.isnan(lists.labels_P[2])
+
+
+@pytest.mark.parametrize("epoch_steps", [1, 3, 4])
+def test_short_epochs_make_up_a_pass_in_which_no_pair_comes_twice(epoch_steps):
+    lists, settings = lists_of([4] * 96), Train(lists=8, epoch_steps=epoch_steps)
+    epochs = [plan_epoch(lists, settings, epoch, 1) for epoch in range(2 * 12 // epoch_steps)]
+    assert {len(plan) for plan in epochs} == {epoch_steps}
+    first, second = ([row for plan in part for row in rows_of(plan)] for part in np.split(np.array(epochs, object), 2))
+    assert sorted(first) == sorted(second) == list(range(4 * 96))
+    assert first != second
+
+
+def test_an_epoch_is_a_pass_at_most():
+    lists = lists_of([4] * 24)
+    assert as_plain(plan_epoch(lists, Train(lists=8, epoch_steps=99), 1, 1)) == as_plain(
+        plan_epoch(lists, Train(lists=8), 1, 1)
+    )

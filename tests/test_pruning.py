@@ -27,7 +27,7 @@ def lists_for(encoder: CrossEncoder) -> TokenisedLists:
     pairs = pairs.with_columns(query=pl.Series([QUERIES[n // 4] for n in range(24)]), text=pl.Series(TEXTS), label=None)
     scores = np.random.default_rng(0).normal(size=24) * 2
     labels = pl.DataFrame({"pair_id": names, "score": scores, "logits": [None] * 24})
-    return tokenise_lists(pl.DataFrame(build_lists(pairs, labels)), encoder)
+    return tokenise_lists(pl.DataFrame(build_lists(pairs, labels)), encoder.tokenise)
 
 
 def scores_of(encoder: CrossEncoder) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Tokenised candidate lists, and the order in which training sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from rankstill.cross_encoder import CrossEncoder, TokenisedPairs
 from rankstill.errors import ConfigError
 from rankstill.model_config import Train
+from rankstill.token_files import kept_tokens
 
 WINDOW_STEPS = 32
 """Lists of this many steps are sorted by length together, which keeps padding low and the order random enough."""
@@ -59,12 +60,16 @@ class ListBatch:
 
 
 def read_lists(path: Path, encoder: CrossEncoder) -> TokenisedLists:
-    """Read a Parquet table of lists (schema LISTS) and tokenise its pairs."""
-    return tokenise_lists(pl.read_parquet(path), encoder)
+    """Read a Parquet table of lists (schema LISTS); its pairs are tokenised unless somebody did that before."""
+
+    def tokenise(queries: list[str], texts: list[str]) -> TokenisedPairs:
+        return kept_tokens(path, encoder, lambda: encoder.tokenise(queries, texts))
+
+    return tokenise_lists(pl.read_parquet(path), tokenise)
 
 
-def tokenise_lists(table: pl.DataFrame, encoder: CrossEncoder) -> TokenisedLists:
-    """Lists (schema LISTS), their pairs tokenised."""
+def tokenise_lists(table: pl.DataFrame, tokenise: Callable[[list[str], list[str]], TokenisedPairs]) -> TokenisedLists:
+    """Lists (schema LISTS), whose pairs `tokenise` makes token ids of."""
     pairs = table.explode("items").unnest("items")
     given = pairs["logits"].drop_nulls()
     grades = len(given[0]) if len(given) else 0
@@ -73,7 +78,7 @@ def tokenise_lists(table: pl.DataFrame, encoder: CrossEncoder) -> TokenisedLists
     counts = pairs.group_by("query_id", maintain_order=True).len()["len"].to_numpy().astype(np.int64)
     ends = np.cumsum(counts)
     return TokenisedLists(
-        tokens=encoder.tokenise(pairs["query"].to_list(), pairs["text"].to_list()),
+        tokens=tokenise(pairs["query"].to_list(), pairs["text"].to_list()),
         rows=[np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)],
         pairs=pairs.select("query_id", "item_id", "label", "score"),
         labels_P=pairs["label"].cast(pl.Float32).fill_null(np.nan).to_numpy(),
@@ -86,23 +91,27 @@ def plan_epoch(lists: TokenisedLists, train: Train, epoch: int, workers: int) ->
     """The steps of one epoch, each a list of candidate lists (row numbers); the same seed gives the same plan.
 
     Long lists are cut into parts of `list_size` at most. Every step has the same number of lists, a multiple of
-    workers x accumulate, so that each micro-batch weighs the same; what is left over waits for the next epoch.
+    workers x accumulate, so that each micro-batch weighs the same, and every epoch has as many steps: a pass over the
+    lists is one epoch, or several of `epoch_steps`. What is left over waits for the next pass.
 
     Raises:
         ConfigError: fewer lists than one step needs.
     """
-    generator = np.random.default_rng([train.seed, epoch])
+    count = sum(-(-len(rows) // train.list_size) for rows in lists.rows)
+    share = workers * train.accumulate
+    size = min(train.lists, count) // share * share
+    if size == 0:
+        raise ConfigError(
+            f"train.lists is {train.lists}, with {count} candidate lists for {workers} workers x accumulate"
+            f" {train.accumulate}; give at least {share} lists a step, and as many queries"
+        )
+    length = min(train.epoch_steps or count, count // size)
+    pass_number, part = divmod(epoch, count // size // length)
+    generator = np.random.default_rng([train.seed, pass_number])
     parts: list[Rows] = []
     for rows in lists.rows:
         shuffled = generator.permutation(rows)
         parts += np.array_split(shuffled, -(-len(shuffled) // train.list_size))
-    share = workers * train.accumulate
-    size = min(train.lists, len(parts)) // share * share
-    if size == 0:
-        raise ConfigError(
-            f"train.lists is {train.lists}, with {len(parts)} candidate lists for {workers} workers x accumulate"
-            f" {train.accumulate}; give at least {share} lists a step, and as many queries"
-        )
     lengths = lists.tokens.lengths_B
     longest = np.array([lengths[rows].max() for rows in parts])
     order = generator.permutation(len(parts))[: len(parts) // size * size]
@@ -111,7 +120,8 @@ def plan_epoch(lists: TokenisedLists, train: Train, epoch: int, workers: int) ->
         window = order[start : start + size * WINDOW_STEPS]
         window = window[np.argsort(longest[window], kind="stable")]
         steps += [window[place : place + size] for place in range(0, len(window), size)]
-    return [[parts[number] for number in steps[place]] for place in generator.permutation(len(steps))]
+    chosen = generator.permutation(len(steps))[part * length : (part + 1) * length]
+    return [[parts[number] for number in steps[place]] for place in chosen]
 
 
 def collate_lists(lists: TokenisedLists, parts: Sequence[Rows], group: int) -> ListBatch:

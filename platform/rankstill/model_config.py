@@ -35,7 +35,9 @@ class Train(Section):
     """One training run: the same loop trains teachers and students."""
 
     epochs: int = Field(default=2, ge=1)
-    """Passes over the candidate lists."""
+    """Passes over the candidate lists, or over as many of them as `epoch_steps` take."""
+    epoch_steps: int = Field(default=0, ge=0)
+    """Optimizer steps of an epoch, after each of which is validated; 0 is a whole pass."""
     max_steps: int = Field(default=0, ge=0)
     """Optimizer steps after which training ends, whatever the epochs; 0 is no limit."""
     lists: int = Field(default=8, ge=1)

@@ -38,9 +38,19 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside, then rename it into place."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its name once it is whole."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 @contextmanager

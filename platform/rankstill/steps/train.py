@@ -66,7 +66,7 @@ def prune_student(run: Run, student: CrossEncoder, labelled: Labelled, objective
     """The student without what matters least to its loss on some of the lists."""
     run.reporter.event("students", state="pruning", **run.config.student.prune.model_dump())
     table = pl.read_parquet(labelled.train)
-    lists = tokenise_lists(table.sample(min(PRUNING_LISTS, table.height), seed=run.config.train.seed), student)
+    lists = tokenise_lists(table.sample(min(PRUNING_LISTS, table.height), seed=run.config.train.seed), student.tokenise)
     parts = [rows[: run.config.train.list_size] for rows in lists.rows]
     return prune(student, run.config.student.prune, lists, parts, objective)
 
