@@ -155,6 +155,35 @@ def test_what_a_version_came_from_is_a_run_of_mlflow(registry, artifact):
     assert run.info.status == "FINISHED"
 
 
+def test_what_was_not_registered_is_a_run_too_and_one_only(registry):
+    from mlflow import MlflowClient
+
+    trial = Record("sweep 000-a", {"distill.alpha": 0.5}, [{"epoch": 1.0, "ndcg@10": 0.5}], {"trial": "a"}, "KILLED")
+    for _ in range(2):
+        registry.record("tried", trial)
+    client = MlflowClient(tracking_uri=registry.uri, registry_uri=registry.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("tried").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("sweep 000-a", "KILLED")
+    assert run.data.metrics == {"ndcg_at_10": 0.5}
+    assert registry.versions("tried") == []
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://x", "sqlite:////proc/none/x.db"])
+def test_a_registry_that_can_not_be_reached_is_named(uri, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match=rf"the registry {uri} can't be used \(.+\); .*MLFLOW_TRACKING_URI"):
+        Registry(tmp_path)
+
+
+def test_a_damaged_registry_is_named(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / "mlflow.db").write_text("garbage " * 200)
+    with pytest.raises(ConfigError, match=r"mlflow\.db can't be used \(.*not a database"):
+        Registry(tmp_path)
+
+
 def test_writers_at_the_same_time_lose_nothing(registry, artifact, tmp_path):
     folders = [artifact(f"many{number}") for number in range(4)]
     script = (

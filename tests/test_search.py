@@ -81,6 +81,16 @@ def test_repeats_of_finalists_are_none_of_its_trials(tmp_path):
     assert again.suggest("0")["trial"]["name"].startswith("001-")
 
 
+def test_what_runs_while_the_sweep_is_stopped_is_gone_on_with_later(tmp_path):
+    config = load_config({"data": {"shop": {}}, "sweep": {"preset": "none", "space": ALPHA}})
+    files, stopped = TrialFiles(tmp_path), []
+    search = StudentSearch(make_space(config), config.sweep, files, ending=lambda: bool(stopped))
+    first = search.suggest("0")["trial"]
+    stopped.append(True)
+    search.on_trial_complete("0", {})
+    assert files.read(first["name"]).state == "begun"
+
+
 def test_another_process_knows_what_was_done_and_resumes_what_was_begun(tmp_path):
     dimensions = {**ALPHA, "train.epochs": {"choices": [1, 2]}}
     search, files = searching(tmp_path, dimensions)

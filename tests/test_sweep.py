@@ -92,6 +92,8 @@ def test_a_sweep_ends_in_a_registered_student_that_was_measured(swept, root):
 
 
 def test_what_was_swept_is_not_trained_again_and_more_is_added(swept, root):
+    from mlflow import MlflowClient
+
     folder = Path(swept.places["sweep"]) / "trials"
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     again = run(root)
@@ -101,6 +103,18 @@ def test_what_was_swept_is_not_trained_again_and_more_is_added(swept, root):
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(after) == 4
     assert before.items() <= after.items()
+    client = MlflowClient(tracking_uri=Registry(root).uri)
+    runs = client.search_runs([client.get_experiment_by_name("swept").experiment_id])
+    told = {run.data.tags["trial"]: run for run in runs if run.data.tags.get("trial")}
+    trials = TrialFiles(folder.parent).all()
+    assert sorted(told) == [trial.name for trial in trials], "each trial is a run of MLflow, and once"
+    for trial in trials:
+        run_ = told[trial.name]
+        assert run_.info.status == ("FINISHED" if trial.state == "finished" else "KILLED")
+        assert run_.data.params["student.layers"] == str(trial.params["student.layers"])
+        assert run_.data.metrics["ndcg_at_10"] == trial.epochs[-1]["ndcg@10"]
+        for variant in trial.variants:
+            assert run_.data.metrics[f"{variant.precision}_bytes"] == variant.bytes
 
 
 def test_a_budget_that_nothing_meets_ends_with_the_nearest(swept, root):

@@ -21,6 +21,7 @@ from rankstill.errors import RunError
 from rankstill.evaluation import PRIMARY
 from rankstill.lineage import lineage
 from rankstill.progress import Reporter
+from rankstill.registry import Registry
 from rankstill.schema import ProgressEvent
 from rankstill.steps.begin import begin, soft_labels
 from rankstill.steps.export import register
@@ -73,6 +74,7 @@ def sweep(config: Config, space: Space) -> Swept:
     """
     with Reporter() as reporter:
         run = Run(config, reporter)
+        registry = Registry(run.root)  # which is refused now, where it can't be used, and not after the last trial
         prepared, taught = begin(run, space.students())
         gated, labelled = soft_labels(run, prepared, taught)
         described = config.model_dump(mode="json", include={"student", "distill", "train", "serve"})
@@ -83,7 +85,7 @@ def sweep(config: Config, space: Space) -> Swept:
         plan = TrialPlan(config, prepared, taught, labelled, files.folder)
         reporter.event("sweep", state="started", folder=str(files.folder), stands=len(_ended(files)))
         teacher = gated.report["models"]["teacher"][PRIMARY]["value"]
-        tell = partial(_tell, files, config, space, teacher)
+        tell = Chronicle(registry, key, files, config, list(space.dimensions), teacher)
         _search(run, space, files, plan, tell)
         if repeats := repeats_of_finalists(config, files):
             _tune(run, files, plan, len(repeats), {}, {"trial": ray.tune.grid_search(repeats)}, tell)
@@ -121,8 +123,24 @@ def sweep(config: Config, space: Space) -> Swept:
         return swept
 
 
-def _tell(files: TrialFiles, config: Config, space: Space, teacher: float, **outcome: Any) -> Path:
-    return report_sweep(files.folder, config, list(space.dimensions), files.all(), teacher, **outcome)
+class Chronicle:
+    """Tells of a sweep as it goes on: in the report, and in MLflow of each trial that ended."""
+
+    def __init__(
+        self, registry: Registry, key: str, files: TrialFiles, config: Config, dimensions: list[str], teacher: float
+    ) -> None:
+        self._registry, self._key, self._files, self._config = registry, key, files, config
+        self._dimensions, self._teacher = dimensions, teacher
+        self._recorded: set[str] = set()
+
+    def __call__(self, **outcome: Any) -> Path:
+        """Tell how things stand, with the outcome where it is known; returns the report's path."""
+        config, trials = self._config, self._files.all()
+        for trial in trials:
+            if trial.state != "begun" and trial.name not in self._recorded:
+                self._registry.record(config.name, trial.record(self._key, config.sweep.budget.candidates))
+                self._recorded.add(trial.name)
+        return report_sweep(self._files.folder, config, self._dimensions, trials, self._teacher, **outcome)
 
 
 def _ended(files: TrialFiles) -> list[Trial]:
@@ -142,9 +160,10 @@ def _search(run: Run, space: Space, files: TrialFiles, plan: TrialPlan, tell: Ca
             grace_period=settings.grace_epochs,
             reduction_factor=settings.reduction,
         )
-    search = StudentSearch(space, settings, files)
+    stopper = FailureStop()
+    search = StudentSearch(space, settings, files, ending=stopper.stop_all)
     options = {"search_alg": search, "scheduler": scheduler, "metric": METRIC, "mode": "max", "num_samples": left}
-    _tune(run, files, plan, left, options, {}, tell)
+    _tune(run, files, plan, left, options, {}, tell, stopper)
 
 
 def _tune(
@@ -155,6 +174,7 @@ def _tune(
     options: dict[str, Any],
     params: dict[str, Any],
     tell: Callable[[], object],
+    stopper: "FailureStop | None" = None,
 ) -> None:
     """Let Ray Tune run trials; `tell` is called after each.
 
@@ -171,7 +191,7 @@ def _tune(
     if on_gpu:
         room = ray.cluster_resources().get("GPU", 1) // share.workers
     concurrent = settings.max_concurrent if settings.max_concurrent != "auto" else max(1, int(room))
-    watch = Watch(run.reporter, files, count, settings.failures, tell)
+    watch = Watch(run.reporter, files, count, settings.failures, tell, stopper or FailureStop())
     folder = files.folder / "ray"
     if not settings.loggers:  # whose files these are; what counts otherwise is in those of the trials
         shutil.rmtree(folder, ignore_errors=True)
@@ -249,11 +269,16 @@ class Watch(Callback):
     """Tells of trials as they end, and ends a sweep whose trials all fail alike."""
 
     def __init__(
-        self, reporter: Reporter, files: TrialFiles, count: int, failures: int, tell: Callable[[], object]
+        self,
+        reporter: Reporter,
+        files: TrialFiles,
+        count: int,
+        failures: int,
+        tell: Callable[[], object],
+        stopper: FailureStop,
     ) -> None:
         self._reporter, self._files, self._count, self._failures = reporter, files, count, failures
-        self._tell = tell
-        self.stopper = FailureStop()
+        self._tell, self.stopper = tell, stopper
         self.reasons: list[str] = []
         reporter.advance(ProgressEvent("sweep", 0, count, "student", {}))
 

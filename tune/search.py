@@ -1,6 +1,7 @@
 """Chooses the next student to try: Optuna behind Ray Tune's searcher."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -29,8 +30,12 @@ class StudentSearch(Searcher):
     nDCG@10 and the time of a ranking (multi-objective TPE, Ozaki et al. 2022).
     """
 
-    def __init__(self, space: Space, sweep: Sweep, files: TrialFiles) -> None:
+    def __init__(
+        self, space: Space, sweep: Sweep, files: TrialFiles, ending: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`ending` tells whether the sweep is being stopped, so that what still runs is to be gone on with later."""
         super().__init__(metric=METRIC, mode="max")
+        self._ending = ending
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space, self._budget, self._files = space, sweep.budget, files
         self._limited = bool(sweep.budget.p99_ms or sweep.budget.bytes)
@@ -72,7 +77,7 @@ class StudentSearch(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Tell the sampler what became of a trial."""
         asked = self._open.pop(trial_id, None)
-        if asked is not None:
+        if asked is not None and not self._ending():
             # One that finished or failed in its own process has said so.
             state, reason = ("failed", DIED) if error else ("stopped", "")
             self._tell(asked, self._files.end(self._names[trial_id], state, reason))

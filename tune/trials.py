@@ -8,9 +8,16 @@ from typing import Any, Literal
 
 import polars as pl
 
+from rankstill.registry import Record
 from rankstill.storage import write_json
 
 State = Literal["begun", "finished", "stopped", "failed"]
+STATUS: dict[State, Literal["FINISHED", "KILLED", "FAILED"]] = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+}
+"""MLflow's words for how a trial ended."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,20 @@ class Trial:
     def best(self) -> float:
         """Its best validation nDCG@10; 0 before the first epoch."""
         return max((epoch["ndcg@10"] for epoch in self.epochs), default=0.0)
+
+    def record(self, sweep: str, candidates: int) -> Record:
+        """The trial for those who look with MLflow; once it ended."""
+        costs = {"epoch": len(self.epochs)}
+        for one in self.variants:
+            costs |= {f"{one.precision}_ndcg@10": one.ndcg["value"], f"{one.precision}_bytes": one.bytes}
+            costs[f"{one.precision}_p99_ms_{candidates}"] = one.p99_ms(candidates)
+        return Record(
+            title=f"{sweep} {self.name}",
+            params=self.params,
+            epochs=[*self.epochs, costs],
+            tags={"sweep": sweep, "trial": self.name, "student": self.student, "reason": self.reason},
+            status=STATUS[self.state],
+        )
 
 
 class TrialFiles:

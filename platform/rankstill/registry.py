@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rankstill.errors import ModelError
+from rankstill.errors import ConfigError, ModelError
 from rankstill.storage import make_root
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -19,6 +19,11 @@ FILE = Path("registry", "mlflow.db")
 
 MLFLOW_LENGTH, MLFLOW_BATCH = 5000, 100
 """Characters of a value and entries of a call that MLflow takes."""
+MLFLOW_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # by default it tries for minutes
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Record:
     """Metrics of each epoch."""
     tags: Mapping[str, Any]
     """Where it comes from: keys of data, labels, teacher; commit; versions."""
+    status: Literal["FINISHED", "KILLED", "FAILED"] = "FINISHED"
 
 
 @dataclass(frozen=True)
@@ -48,17 +54,30 @@ class Version:
 
 
 class Registry:
-    """The registry under a storage root; MLFLOW_TRACKING_URI, where set, names another one."""
+    """The registry under a storage root; MLFLOW_TRACKING_URI, where set, names another one.
+
+    Raises:
+        ConfigError: it can't be reached.
+    """
 
     def __init__(self, root: Path) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+        for name, value in MLFLOW_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         from mlflow import MlflowClient  # slow to import, and only commands that need a registry should wait
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         folder = make_root(root / FILE.parent)
         self._lock = folder / "lock"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / FILE.name}"
-        self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        try:
+            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            self._client.search_registered_models(max_results=1)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"the registry {self.uri} can't be used ({reason}); see to it, or name another with MLFLOW_TRACKING_URI"
+            ) from error
 
     def register(self, name: str, folder: Path, tags: Mapping[str, str], record: Record | None = None) -> Version:
         """Register an artifact as the name's next version and challenger, and as champion if there is none.
@@ -85,13 +104,23 @@ class Registry:
                 self._client.set_registered_model_alias(name, CHAMPION, version.version)
         return self.resolve(f"{name}/{version.version}", "registry")
 
+    def record(self, name: str, record: Record) -> None:
+        """Log what was not registered, unless the name has a run of that title."""
+        with self._alone():
+            titled = f"attributes.run_name = '{record.title}'"
+            if not self._client.search_runs([self._experiment(name)], titled, max_results=1):
+                self._log(name, record)
+
+    def _experiment(self, name: str) -> str:
+        """Id of the MLflow experiment that holds a name's runs."""
+        experiment = self._client.get_experiment_by_name(name)
+        return experiment.experiment_id if experiment else self._client.create_experiment(name)
+
     def _log(self, name: str, record: Record) -> str:
         """An MLflow run with a record's parameters, metrics by epoch and tags; returns its id."""
         from mlflow.entities import Metric, Param, RunTag
 
-        experiment = self._client.get_experiment_by_name(name)
-        known = experiment.experiment_id if experiment else self._client.create_experiment(name)
-        run = self._client.create_run(known, run_name=record.title).info.run_id
+        run = self._client.create_run(self._experiment(name), run_name=record.title).info.run_id
         now = int(time.time() * 1000)
         metrics = [
             Metric(key.replace("@", "_at_"), value, now, int(epoch.get("epoch", 0)))
@@ -106,7 +135,7 @@ class Registry:
         for start in range(0, len(metrics), MLFLOW_BATCH):
             self._client.log_batch(run, metrics=metrics[start : start + MLFLOW_BATCH])
         self._client.log_batch(run, tags=tags)
-        self._client.set_terminated(run)
+        self._client.set_terminated(run, record.status)
         return run
 
     def promote(self, reference: str, field: str) -> tuple[Version, Version]:

@@ -74,9 +74,7 @@ def register(run: Run, artifact: Path, student: Path, metric: float, tags: Mappi
         params=_flat({name: made["config"][name] for name in ("student", "distill", "train")}),
         epochs=history(student),
         tags={
-            **{
-                name: made[name] for name in ("data", "teacher", "teacher_fingerprint", "labels", "lists", "git_commit")
-            },
+            **{name: made[name] for name in ORIGINS},
             "artifact": str(artifact),
             "config": json.dumps(made["config"]),
         },
