@@ -1,11 +1,13 @@
-"""Wire models of the ranking endpoint: Cohere's rerank, v1 (with Jina's additions) and v2."""
+"""Wire models of the ranking endpoint: Cohere's rerank, v1 (with Jina's additions) and v2, TEI's, and feedback."""
 
-from typing import Annotated, Any
+import math
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Document = str | dict[str, Any]
-"""A text, or an object of item fields."""
+"""A text, or an object of item fields; `id` is that of an item whose vectors may be known ahead."""
 
 
 class RerankV1(BaseModel):
@@ -35,6 +37,8 @@ class RerankV1(BaseModel):
     """Fields of object documents that make up their text; "text" or the student's own fields where absent."""
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
     """Tokens of a document that count; the student's own limit holds too."""
+    user: str | None = None
+    """Who asks; the same one gets the same version of the model."""
 
 
 class RerankV2(BaseModel):
@@ -56,6 +60,72 @@ class RerankV2(BaseModel):
     """Accepted, and without effect."""
 
 
+class RerankTei(BaseModel):
+    """`POST /rerank` with `texts`: Hugging Face's text-embeddings-inference."""
+
+    query: str
+    """What the shopper typed."""
+    texts: list[str]
+    """Candidates, in any order."""
+    raw_scores: bool = False
+    """Whether scores are the model's own and not in [0, 1]."""
+    return_text: bool = False
+    """Whether each result repeats its text."""
+    truncate: bool | None = None
+    """Ignored: texts that are too long are truncated always."""
+
+
+class Event(BaseModel):
+    """What a shopper did with an item."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    event_id: Annotated[str, Field(min_length=1, max_length=200)]
+    """Identity of the event; one that came before is not stored again."""
+    event: Literal["click", "add_to_cart", "purchase", "dwell", "reject"]
+    """What happened."""
+    item_id: Annotated[str, Field(min_length=1, max_length=500)]
+    """With which item."""
+    request_id: Annotated[str, Field(max_length=200)] | None = None
+    """Of the ranking that showed it."""
+    query: Annotated[str, Field(max_length=10_000)] | None = None
+    """What the shopper had typed, where there is no request_id."""
+    position: Annotated[int, Field(ge=0)] | None = None
+    """At which the item was shown, from 0."""
+    value: float | None = None
+    """Seconds of a dwell, price of a purchase."""
+    user: Annotated[str, Field(max_length=200)] | None = None
+    """Key of the shopper."""
+    at: datetime | None = None
+    """When; the time of arrival where absent."""
+
+    @model_validator(mode="after")
+    def _belongs_somewhere(self) -> "Event":
+        if not self.request_id and not self.query:
+            raise ValueError("neither request_id nor query is given; give one, so that the event belongs to a ranking")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError("value isn't finite; give a number")
+        return self
+
+
+class Feedback(BaseModel):
+    """`POST /v1/feedback`: events at once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: Annotated[list[Event], Field(min_length=1, max_length=1000)]
+    """In any order."""
+
+
+class FeedbackAnswer(BaseModel):
+    """What became of events; they are on disk when this is sent."""
+
+    stored: int
+    """New ones."""
+    known: int
+    """Those that were stored before."""
+
+
 class Result(BaseModel):
     """One ranked document."""
 
@@ -63,6 +133,8 @@ class Result(BaseModel):
     """Its place in the request."""
     relevance_score: float
     """In [0, 1], larger is better."""
+    id: str | None = None
+    """The document's own id, where it has one."""
     document: dict[str, Any] | None = None
     """The document, where it was asked for."""
 
@@ -81,6 +153,10 @@ class RerankAnswer(BaseModel):
     """Identity of this answer."""
     model: str
     """Name and version of the model, such as shop/3."""
+    model_version: str
+    """The same."""
+    request_id: str
+    """Identity of this answer, for feedback; the caller's own x-request-id where that was sent."""
     results: list[Result]
     """The ranking."""
     usage: Usage

@@ -14,19 +14,24 @@ from typing import Any
 
 from ray import serve
 
-from rankstill.artifacts import load_artifact
+from rankstill.artifacts import WEIGHTS, Artifact, load_artifact
 from rankstill.cli import add_config_arguments, make_parser, run_command
 from rankstill.cluster import connect
 from rankstill.config import Serve
 from rankstill.configfile import load_config
 from rankstill.errors import AddressError
+from rankstill.item_index import open_index
 from rankstill.progress import Reporter
 from rankstill.registry import find_version
-from serve.endpoint import Endpoint, EndpointSettings
+from serve.endpoint import RANKER, Endpoint, EndpointSettings
+from serve.guard import Guard
+from serve.keys import read_keys
 from serve.ranker import Ranker, RankerSettings
+from serve.traffic import Served, Version
 
 NAME = "rankstill"
 """Name of the Serve application."""
+deployment: Any = serve.deployment  # pyright reads the decorated class as a function
 WITHOUT_DATA = {"data": {"shop": {}}}
 """What stands in for a config file: serving reads no data."""
 
@@ -37,23 +42,74 @@ class BuildArguments(Serve):
     model: str
     """Registry name (shop@champion, shop/7) or artifact folder."""
     root: str = ".rankstill"
-    """Storage root, whose registry knows the names."""
+    """Storage root, whose registry knows the names, and where feedback is kept."""
+
+
+class Ingress:
+    """The deployment that clients reach. Its `user_config` says which versions answer, and how much of the traffic."""
+
+    def __init__(self, settings: EndpointSettings, *_own: Any) -> None:
+        """`_own` is the version in the same application, which Serve deploys because it is bound here."""
+        self._endpoint = _ENDPOINTS["here"] = Endpoint(settings)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve what `user_config` says; nothing restarts."""
+        self._endpoint.reconfigure(user_config)
+
+
+_ENDPOINTS: dict[str, Endpoint] = {}
+"""The endpoint of this process, for `make_api`, which Ray calls after the constructor and gives nothing."""
+
+
+def make_api() -> Guard:
+    """The ASGI application of this process's endpoint."""
+    return _ENDPOINTS["here"].api()
 
 
 def build(arguments: BuildArguments) -> serve.Application:
-    """The Serve application, for `serve run`, `serve deploy` and `python -m serve.app`.
+    """Ingress and one version in one Serve application, for `serve run`, `serve deploy` and `python -m serve.app`.
 
     Raises:
         ModelError: no such model, or an artifact that isn't whole.
     """
     folder, names = find_model(arguments.model, Path(arguments.root))
     artifact = load_artifact(folder, "model")
+    version = Version(version=names[0], names=names[1:], fields=tuple(artifact.fields))
+    served = Served(name=names[0].partition("/")[0], versions=(version,))
+    settings = EndpointSettings(
+        max_documents=arguments.max_documents,
+        max_body_bytes=arguments.max_body_bytes,
+        timeout_ms=arguments.timeout_ms,
+        keys=str(Path(arguments.keys).expanduser().absolute()) if arguments.keys else "",
+        feedback=str(Path(arguments.root).expanduser().absolute() / "feedback" / "events.db"),
+    )
+    read_keys(settings.keys)
+    ingress = deployment(
+        serve.ingress(make_api)(Ingress),
+        name="Ingress",
+        user_config=served.model_dump(mode="json"),
+        # More than the rankers hold and let wait: what is too much for them must get here to be answered 429.
+        max_ongoing_requests=4 * arguments.queue * arguments.replicas,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return ingress.bind(settings, ranker(arguments, folder, artifact))
+
+
+def ranker(arguments: BuildArguments, folder: Path, artifact: Artifact) -> serve.Application:
+    """The replicas of one version.
+
+    Raises:
+        ModelError: the item index isn't there, or is another student's.
+    """
     cpus = os.cpu_count() or 1
-    deployment: Any = serve.deployment  # pyright reads the decorated class as a function
-    ranker = deployment(
+    index = str(Path(arguments.index).expanduser().absolute()) if arguments.index else ""
+    if index:
+        open_index(Path(index), "serve.index", artifact.manifest["files"][WEIGHTS]["sha256"])
+    return deployment(
         Ranker,
+        name=RANKER,
         num_replicas=arguments.replicas,
-        max_ongoing_requests=2 * arguments.batch_requests,
+        max_ongoing_requests=arguments.queue,
         max_queued_requests=arguments.queue,
         ray_actor_options={"num_cpus": min(1.0, cpus / arguments.replicas)},
     ).bind(
@@ -62,30 +118,12 @@ def build(arguments: BuildArguments) -> serve.Application:
             runtime=arguments.runtime,
             threads=max(1, cpus // arguments.replicas),
             token_budget=arguments.token_budget,
-            batch_requests=arguments.batch_requests,
             batch_wait_ms=arguments.batch_wait_ms,
+            max_wait_ms=arguments.max_wait_ms,
+            cache_bytes=arguments.cache_bytes,
+            index=index,
         )
     )
-    settings = EndpointSettings(
-        version=names[0],
-        aliases=names[1:],
-        fields=tuple(artifact.fields),
-        max_documents=arguments.max_documents,
-        max_body_bytes=arguments.max_body_bytes,
-    )
-
-    def make_api():  # noqa: ANN202 (runs on the ingress replica)
-        rankers = serve.get_deployment_handle("Ranker", serve.get_replica_context().app_name)
-        return Endpoint(rankers, settings).api()
-
-    ingress = deployment(
-        serve.ingress(make_api)(),
-        name="Ingress",
-        # Twice what the rankers hold and let wait: what is too much for them must get here to be answered 429.
-        max_ongoing_requests=2 * (arguments.queue + 2 * arguments.batch_requests * arguments.replicas),
-        ray_actor_options={"num_cpus": 0},
-    )
-    return ingress.bind(ranker)
 
 
 def find_model(reference: str, root: Path) -> tuple[Path, tuple[str, ...]]:

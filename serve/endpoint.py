@@ -1,164 +1,424 @@
-"""The HTTP routes: what comes in is checked, sent to the rankers, and answered in the caller's protocol."""
+"""The HTTP routes: what comes in is checked, sent to a version's rankers, and answered in the caller's protocol."""
 
 import asyncio
-import uuid
+import json
+import time
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from ray.exceptions import RayError
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+from ray import serve
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from rankstill.text import encodable, normalise, render_item
-from serve.api import Document, Problem, RerankAnswer, RerankV1, RerankV2
-from serve.body import BoundedBody
-from serve.ranker import ScoreRequest, Scores
+from serve.api import (
+    Document,
+    Event,
+    Feedback,
+    FeedbackAnswer,
+    Problem,
+    RerankAnswer,
+    RerankTei,
+    RerankV1,
+    RerankV2,
+)
+from serve.feedback_store import FeedbackStore
+from serve.guard import Guard, problem, retry_after
+from serve.keys import Key, read_keys
+from serve.observed import Observed
+from serve.ranker import Refusal, ScoreRequest, Scores
+from serve.traffic import Served, Traffic, Version
 
 READY_SECONDS = 2.0
-RETRY_AFTER_SECONDS = 1
+RANKER = "Ranker"
+"""Deployment of a version's application that scores."""
+MOST_SHADOWS = 32
+"""Copies under way at a time; where there are more, no further ones are made."""
+JSON = "application/json"
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": text}
     for code, text in {
         400: "Empty query or documents.",
+        401: "No key, or an unknown one.",
+        403: "A key without the role that this needs.",
         404: "Unknown model.",
+        408: "The body took too long to arrive.",
         413: "Too many documents, or too large a body.",
         422: "An unknown or mistyped field.",
         429: "Queues are full; try again after Retry-After seconds.",
         503: "No replica is ready.",
+        504: "The time that the caller allowed is over.",
     }.items()
 }
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """What the ingress needs to know."""
+    """What the ingress needs to know, whichever versions it serves."""
 
-    version: str
-    """Name of the served version, such as shop/3."""
-    aliases: tuple[str, ...]
-    """Other names that callers may use for it."""
-    fields: tuple[str, ...]
-    """Item fields that make up an item's text."""
     max_documents: int
     max_body_bytes: int
+    timeout_ms: float
+    keys: str
+    """File of API keys."""
+    feedback: str
+    """File of feedback."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A request's scores, from the version that answered."""
+
+    version: Version
+    scores: Scores
+
+    @property
+    def relevance_N(self) -> NDArray[np.float64]:
+        """In [0, 1]."""
+        return 1.0 / (1.0 + np.exp(-self.scores.logits_N.astype(np.float64)))
 
 
 class Endpoint:
-    """The routes of one served version."""
+    """The routes of one ingress."""
 
-    def __init__(self, rankers: DeploymentHandle, settings: EndpointSettings) -> None:
-        self._rankers = rankers
+    def __init__(self, settings: EndpointSettings) -> None:
         self._settings = settings
+        self._keys = read_keys(settings.keys)
+        self._observed = Observed()
+        self._feedback = FeedbackStore(Path(settings.feedback))
+        self._traffic: Traffic | None = None
+        self._handles: dict[str, DeploymentHandle] = {}
+        self._copies: set[asyncio.Task[Any]] = set()
 
-    def api(self) -> BoundedBody:
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve other versions, or the same with other weights; requests under way are not touched."""
+        traffic = Traffic(Served.model_validate(user_config))
+        if self._traffic:
+            traffic.keep(self._traffic)
+        own = serve.get_replica_context().app_name
+        for one in traffic.served.versions:
+            if one.app not in self._handles:
+                self._handles[one.app] = serve.get_deployment_handle(RANKER, one.app or own)
+        self._traffic = traffic
+
+    def api(self) -> Guard:
         """The ASGI application."""
         api = FastAPI(title="rankstill", description="Reranks products for a query.", version="1")
         answer: dict[str, Any] = {"response_model": RerankAnswer, "responses": _PROBLEMS}
         api.post("/v1/rerank", **answer)(self.rerank_v1)
         api.post("/v2/rerank", **answer)(self.rerank_v2)
+        bodies = {
+            "schema": {"anyOf": [{"$ref": f"#/components/schemas/{one.__name__}"} for one in (RerankV1, RerankTei)]}
+        }
+        extra = {"requestBody": {"content": {JSON: bodies}, "required": True}}
+        api.post("/rerank", responses=_PROBLEMS, openapi_extra=extra)(self.rerank)
+        api.post("/v1/feedback", response_model=FeedbackAnswer, responses=_PROBLEMS)(self.feedback)
         api.get("/v1/models")(self.models)
         api.get("/healthz")(self.healthz)
         api.get("/readyz", responses={503: _PROBLEMS[503]})(self.readyz)
+        api.get("/metrics")(self.metrics)
         api.add_exception_handler(RequestValidationError, _on_invalid)
         api.add_exception_handler(HTTPException, _on_problem)
-        return BoundedBody(api, self._settings.max_body_bytes)
+        described = api.openapi
 
-    async def rerank_v1(self, body: RerankV1) -> JSONResponse:
+        def openapi() -> dict[str, Any]:
+            tree = described()
+            tree["components"]["schemas"]["RerankTei"] = RerankTei.model_json_schema()
+            return tree
+
+        api.openapi = openapi
+        return Guard(api, self._keys, self._settings.max_body_bytes, self._observed)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Who answers.
+
+        Raises:
+            HTTPException: nobody yet.
+        """
+        if self._traffic is None:
+            raise HTTPException(503, "no version is served yet; try again shortly")
+        return self._traffic
+
+    async def rerank_v1(self, request: Request, body: RerankV1) -> Response:
         """Rank documents for a query (Cohere v1, with Jina's additions)."""
-        return await self._rerank(body, rank_fields=body.rank_fields, echo=body.return_documents, protocol="1")
+        ranked = await self._rank(request, body, body.documents, body.rank_fields, body.user or "")
+        return self._answer(request, body, ranked, echo=body.return_documents, protocol="1")
 
-    async def rerank_v2(self, body: RerankV2) -> JSONResponse:
+    async def rerank_v2(self, request: Request, body: RerankV2) -> Response:
         """Rank documents for a query (Cohere v2)."""
-        return await self._rerank(body, rank_fields=None, echo=False, protocol="2")
+        ranked = await self._rank(request, body, list(body.documents), None, "")
+        return self._answer(request, body, ranked, echo=False, protocol="2")
+
+    async def rerank(self, request: Request) -> Response:
+        """Rank texts for a query in the form of text-embeddings-inference; without `texts`, as `/v1/rerank`."""
+        given = await _json(request)
+        if not isinstance(given, dict) or "texts" not in given:
+            return await self.rerank_v1(request, _validated(RerankV1, given))
+        body = _validated(RerankTei, given)
+        ranked = await self._rank(request, body, list(body.texts), None, "")
+        values = ranked.scores.logits_N if body.raw_scores else ranked.relevance_N
+        results = [
+            {"index": place, "score": float(values[place]), **({"text": body.texts[place]} if body.return_text else {})}
+            for place in _best(values, None)
+        ]
+        return Response(_encoded(results), media_type=JSON)
+
+    async def feedback(self, body: Feedback | Event) -> Response:
+        """Take what shoppers did, one event or many; it is on disk when this answers."""
+        events = body.events if isinstance(body, Feedback) else [body]
+        stored = await self._feedback.store(events)
+        self._observed.events.labels("stored").inc(stored)
+        self._observed.events.labels("known").inc(len(events) - stored)
+        return Response(_encoded({"stored": stored, "known": len(events) - stored}), media_type=JSON)
 
     async def models(self) -> dict[str, Any]:
-        """The models that can be asked for."""
-        names = (self._settings.version, *self._settings.aliases)
-        return {"object": "list", "data": [{"id": name, "object": "model"} for name in names]}
+        """The versions that are served."""
+        return {"object": "list", "data": self.traffic.told()}
 
     async def healthz(self) -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "ok"}
 
-    async def readyz(self) -> JSONResponse:
-        """Whether a ranker replica is loaded and warm."""
+    async def readyz(self) -> dict[str, str]:
+        """Whether a ranker replica of the champion is loaded and warm."""
+        champion = self.traffic.champion
         try:
             async with asyncio.timeout(READY_SECONDS):
-                await self._rankers.ready.remote()
+                await self._handles[champion.app].ready.remote()
         except (TimeoutError, RayError, RayServeException) as error:
             raise HTTPException(503, "no ranker replica is ready; try again shortly") from error
-        return JSONResponse({"status": "ready", "model": self._settings.version})
+        return {"status": "ready", "model": champion.version}
 
-    async def _rerank(
-        self, body: RerankV1 | RerankV2, rank_fields: list[str] | None, echo: bool, protocol: str
-    ) -> JSONResponse:
-        self._check(body)
-        texts = [self._text(document, rank_fields) for document in body.documents]
-        scores = await self._score(ScoreRequest(encodable(body.query), texts, body.max_tokens_per_doc))
-        best = np.argsort(-scores.relevance_N, kind="stable")[: body.top_n]
-        results: list[dict[str, Any]] = [
-            {"index": int(place), "relevance_score": float(scores.relevance_N[place])} for place in best
-        ]
-        if echo:
-            for result in results:
-                document = body.documents[result["index"]]
-                result["document"] = {"text": document} if isinstance(document, str) else document
-        answer = {
-            "id": str(uuid.uuid4()),
-            "model": self._settings.version,
-            "results": results,
-            "usage": {"total_tokens": scores.tokens},
-            "meta": {"api_version": {"version": protocol}, "billed_units": {"search_units": 1}},
-            "truncated": scores.truncated,
-        }
-        try:
-            return JSONResponse(answer)
-        except (ValueError, RecursionError) as error:
-            message = "documents can't be returned: they hold NaN, infinity, half a character or too deep nesting"
-            raise HTTPException(422, message) from error
+    async def metrics(self) -> Response:
+        """Numbers for Prometheus."""
+        return Response(self._observed.text(), media_type="text/plain; version=0.0.4")
 
-    def _check(self, body: RerankV1 | RerankV2) -> None:
-        settings = self._settings
-        if body.model and body.model not in (settings.version, *settings.aliases):
-            raise HTTPException(404, f"model {body.model!r} is not served here; ask for {settings.version!r}")
-        if not normalise(body.query):
+    async def _rank(
+        self,
+        request: Request,
+        body: RerankV1 | RerankV2 | RerankTei,
+        documents: list[Document],
+        rank_fields: list[str] | None,
+        user: str,
+    ) -> Ranked:
+        """Scores of a request's documents, from the version that answers it."""
+        self._check(body.query, documents)
+        version = self._version(request, getattr(body, "model", None), user)
+        wanted = self._request(request, body, documents, rank_fields or version.fields, bool(rank_fields))
+        if len(self._copies) < MOST_SHADOWS:
+            for other in self.traffic.shadows(version):
+                copy = asyncio.create_task(self._shadow(other, wanted))
+                self._copies.add(copy)
+                copy.add_done_callback(self._copies.discard)
+        request.state.told.update(version=version.version, documents=len(documents))
+        scores = await self._score(version, wanted)
+        return Ranked(version, scores)
+
+    def _check(self, query: str, documents: list[Document]) -> None:
+        most = self._settings.max_documents
+        if not normalise(query):
             raise HTTPException(400, "query is empty; give at least one word")
-        if not body.documents:
+        if not documents:
             raise HTTPException(400, "documents is empty; give at least one")
-        if len(body.documents) > settings.max_documents:
-            message = f"documents has {len(body.documents)} entries; send at most {settings.max_documents} a request"
-            raise HTTPException(413, message)
+        if len(documents) > most:
+            raise HTTPException(413, f"documents has {len(documents)} entries; send at most {most} a request")
 
-    def _text(self, document: Document, rank_fields: list[str] | None) -> str:
-        if isinstance(document, str):
-            return encodable(document)
-        fields = rank_fields or (["text"] if "text" in document else self._settings.fields)
-        return encodable(render_item(document, fields))
+    def _version(self, request: Request, model: str | None, user: str) -> Version:
+        """The version that answers: one that is asked for, by those who may, or the caller's."""
+        traffic, caller = self.traffic, request.state.caller
+        forced = request.headers.get("x-model-version", "")
+        name = forced or (model or "")
+        found = traffic.named(name)
+        if name and found is None and name != traffic.served.name:
+            names = ", ".join(map(repr, traffic.names))
+            raise HTTPException(404, f"model {name[:200]!r} is not served here; ask for one of {names}")
+        if found is None or (found is traffic.champion and not forced):
+            key = user or request.headers.get("x-user", "")
+            return traffic.choose(key)
+        if not _admin(caller):
+            raise HTTPException(
+                403, f"model {name!r}: this key may not choose a version; ask for {traffic.served.name!r}"
+            )
+        return found
 
-    async def _score(self, request: ScoreRequest) -> Scores:
+    def _request(
+        self,
+        request: Request,
+        body: RerankV1 | RerankV2 | RerankTei,
+        documents: list[Document],
+        fields: list[str] | tuple[str, ...],
+        asked: bool,
+    ) -> ScoreRequest:
+        texts = [_text(document, fields, asked) for document in documents]
+        ids = [_id(document) for document in documents]
+        allowed = self._settings.timeout_ms
+        given = request.headers.get("x-timeout-ms", "")
+        if given:
+            if not given.isascii() or not given.isdigit() or not int(given[:12]) > 0:
+                raise HTTPException(422, f"header x-timeout-ms is {given[:40]!r}; give milliseconds, 1 or more")
+            allowed = min(allowed, int(given[:12]))
+        return ScoreRequest(
+            query=encodable(body.query),
+            texts=texts,
+            ids=ids if any(ids) else [],
+            max_tokens_per_doc=getattr(body, "max_tokens_per_doc", None),
+            seconds=max(0.001, allowed / 1000 - (time.monotonic() - request.state.began)),
+        )
+
+    async def _score(self, version: Version, request: ScoreRequest) -> Scores:
+        """Ask a version's rankers, and once more where a replica died with the request."""
+        observed, name = self._observed, version.version
+        with observed.under_way.labels(name).track_inprogress():
+            try:
+                try:
+                    found = await self._ask(version, request)
+                except RayActorError:
+                    found = await self._ask(version, request)
+            except BackPressureError as error:
+                observed.rankings.labels(name, "overloaded").inc()
+                raise HTTPException(429, "queues are full; try again later", headers=retry_after(1)) from error
+            except TimeoutError as error:
+                observed.rankings.labels(name, "late").inc()
+                raise HTTPException(504, "the time for this request is over; allow more, or send less") from error
+            except (RayError, RayServeException) as error:
+                observed.rankings.labels(name, "failed").inc()
+                self.traffic.tell(version, well=False)
+                raise HTTPException(503, "no ranker replica could answer; try again shortly") from error
+        if isinstance(found, Refusal):
+            raise self._refused(name, found)
+        observed.rankings.labels(name, "answered").inc()
+        for stage, seconds in found.seconds.items():
+            observed.stages.labels(stage, name).observe(seconds)
+        observed.documents.labels(name).inc(len(found.logits_N))
+        observed.known.labels(name).inc(found.known)
+        observed.tokens.labels(name).inc(found.tokens)
+        observed.truncated.labels(name).inc(found.truncated)
+        observed.fill.labels(name).observe(found.fill)
+        self.traffic.tell(version, well=True)
+        return found
+
+    async def _ask(self, version: Version, request: ScoreRequest) -> Scores | Refusal:
+        async with asyncio.timeout(request.seconds):
+            return await self._handles[version.app].score.remote(request)
+
+    def _refused(self, name: str, refusal: Refusal) -> HTTPException:
+        self._observed.rankings.labels(name, refusal.reason).inc()
+        if refusal.reason == "overloaded":
+            return HTTPException(429, "queues are full; try again later", headers=retry_after(refusal.seconds))
+        if refusal.reason == "late":
+            return HTTPException(504, "the time for this request is over; allow more, or send less")
+        places = ", ".join(map(str, refusal.places[:5])) + (", …" if len(refusal.places) > 5 else "")
+        return HTTPException(
+            422, f"documents: {places} have an id that is not indexed and no text; send their fields, or index them"
+        )
+
+    async def _shadow(self, version: Version, request: ScoreRequest) -> None:
         try:
-            return await self._rankers.score.remote(request)
-        except BackPressureError as error:
-            headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-            raise HTTPException(429, "queues are full; try again later", headers=headers) from error
-        except (RayError, RayServeException) as error:
-            raise HTTPException(503, "no ranker replica could answer; try again shortly") from error
+            await self._ask(version, request)
+            self._observed.rankings.labels(version.version, "shadow").inc()
+        except (TimeoutError, RayError, RayServeException):
+            self._observed.rankings.labels(version.version, "shadow failed").inc()
+
+    def _answer(
+        self, request: Request, body: RerankV1 | RerankV2, ranked: Ranked, echo: bool, protocol: str
+    ) -> Response:
+        relevance_N = ranked.relevance_N
+        results: list[dict[str, Any]] = []
+        for place in _best(relevance_N, body.top_n):
+            document: Document = body.documents[place]
+            result: dict[str, Any] = {"index": place, "relevance_score": float(relevance_N[place])}
+            if own := _id(document):
+                result["id"] = own
+            if echo:
+                result["document"] = {"text": document} if isinstance(document, str) else document
+            results.append(result)
+        request_id = request.state.request_id
+        answer = {
+            "id": request_id,
+            "request_id": request_id,
+            "model": ranked.version.version,
+            "model_version": ranked.version.version,
+            "results": results,
+            "usage": {"total_tokens": ranked.scores.tokens},
+            "meta": {"api_version": {"version": protocol}, "billed_units": {"search_units": 1}},
+            "truncated": ranked.scores.truncated,
+        }
+        return Response(_encoded(answer, strict=echo), media_type=JSON)
 
 
-async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
+def _best(values_N: NDArray[Any], count: int | None) -> list[int]:
+    """Places of the largest values, largest first; of equals the one that came first."""
+    return np.argsort(-values_N, kind="stable")[:count].tolist()
+
+
+def _admin(caller: Key | None) -> bool:
+    return caller is not None and caller.may("admin")
+
+
+def _id(document: Document) -> str:
+    """A document's own id, or nothing."""
+    own = document.get("id") if isinstance(document, dict) else None
+    return encodable(str(own)) if isinstance(own, str | int) and not isinstance(own, bool) else ""
+
+
+def _text(document: Document, fields: list[str] | tuple[str, ...], asked: bool) -> str:
+    if isinstance(document, str):
+        return encodable(document)
+    return encodable(render_item(document, fields if asked or "text" not in document else ["text"]))
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(422, "body: no JSON; send an object with query and texts, or documents") from error
+
+
+def _validated(model: type[Model], given: Any) -> Model:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+
+
+def _encoded(answer: Any, strict: bool = False) -> bytes:
+    """As JSON; `strict` where callers' own objects are in it, of which JSON can't hold all.
+
+    Raises:
+        HTTPException: it can't.
+    """
+    if not strict:
+        return orjson.dumps(answer)
+    try:
+        return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (ValueError, RecursionError) as error:
+        message = "documents can't be returned: they hold NaN, infinity, half a character or too deep nesting"
+        raise HTTPException(422, message) from error
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
     """A body that isn't JSON, or whose fields are unknown or mistyped."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "body")
-    return JSONResponse({"message": f"{place or 'body'}: {first['msg']}"}, status_code=422)
+    return problem(422, f"{place or 'body'}: {first['msg']}", request.url.path)
 
 
-async def _on_problem(_: Request, error: Exception) -> JSONResponse:
+async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"message": str(error.detail)}, status_code=error.status_code, headers=error.headers)
+    headers = dict(error.headers) if error.headers else None
+    return problem(error.status_code, str(error.detail), request.url.path, headers)

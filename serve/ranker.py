@@ -1,37 +1,77 @@
-"""The replica that holds a student and scores batches of requests."""
+"""The replica that holds a student: it tokenises, computes in batches across requests, and answers.
+
+Cross-encoders compute pairs. Students of two towers encode items, which an index or a cache may know already, and
+compare them with the query.
+"""
 
 import asyncio
+import time
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ray import serve
 
-from rankstill.artifacts import load_artifact
-from rankstill.cross_encoder import TokenisedPairs, join_pairs
-from rankstill.text import normalise, normalise_query
+from rankstill.artifacts import WEIGHTS, Artifact, load_artifact
+from rankstill.cross_encoder import TokenisedPairs
+from rankstill.item_index import MANIFEST, ItemEncoder, ItemIndex, open_index
+from rankstill.scoring import PairScorer
+from rankstill.text import digest, normalise, normalise_query
+from serve.batcher import Batcher, Overloaded, TooLate
+from serve.item_cache import ItemCache
+
+TOKENISERS = 2
+"""Threads that tokenise; what they take is the interpreter's, not a core's."""
+WARM_UP = ("warm up", ["an item", "an item of a few more words"] * 16)
+INDEX_SECONDS = 1.0
+"""How often a replica looks whether the item index has changed."""
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Documents of one request, as texts."""
+    """Documents of one request."""
 
     query: str
     texts: list[str]
+    """Of each document; empty where only its id was given."""
+    ids: list[str] = field(default_factory=list)
+    """Item id of each document, empty where it has none; an empty list where none has."""
     max_tokens_per_doc: int | None = None
+    seconds: float = 60.0
+    """Within which the answer is of use."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Answer to a ScoreRequest, in the order of its texts."""
+    """Answer to a ScoreRequest, in the order of its documents."""
 
-    relevance_N: NDArray[np.float64]
-    """In [0, 1]."""
+    logits_N: Floats
     tokens: int
+    """That the student read."""
     truncated: int
+    """Documents that were longer than it reads."""
+    known: int = 0
+    """Documents whose vectors were known ahead."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """That each stage took."""
+    fill: float = 0.0
+    """Share of the token budget that the last batch used."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a replica answers where it can't give scores."""
+
+    reason: str
+    """overloaded, late or unknown."""
+    seconds: float = 0.0
+    """After which to try again."""
+    places: tuple[int, ...] = ()
+    """Documents that are unknown here: an id without a text, of an item that isn't in the index."""
 
 
 @dataclass(frozen=True)
@@ -43,46 +83,187 @@ class RankerSettings:
     runtime: str
     threads: int
     token_budget: int
-    batch_requests: int
     batch_wait_ms: float
+    max_wait_ms: float
+    cache_bytes: int = 0
+    index: str = ""
+    """Folder of an item index."""
 
 
 class Ranker:
-    """Loads an artifact, warms up, then scores; requests that arrive together are scored in one pass."""
+    """Loads an artifact, warms up, then scores."""
 
     def __init__(self, settings: RankerSettings) -> None:
         artifact = load_artifact(Path(settings.folder))
-        self._scorer = artifact.scorer(settings.runtime, settings.threads, settings.token_budget)
-        # One thread: the forward pass already uses every core that the replica has.
-        self._executor = ThreadPoolExecutor(max_workers=1)
-        batching: Any = self.score  # the decorator's own methods are not in its type
-        batching.set_max_batch_size(settings.batch_requests)
-        batching.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)
-        self._score_all([ScoreRequest("warm up", ["an item", "an item of a few more words"] * 8)])
-
-    @serve.batch
-    async def score(self, requests: list[ScoreRequest]) -> list[Scores]:
-        """Scores of each request."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._score_all, requests)
+        scorer = artifact.scorer(settings.runtime, settings.threads, settings.token_budget)
+        # One thread computes: the forward pass already uses every core that the replica has.
+        self._computing, self._tokenising = ThreadPoolExecutor(1), ThreadPoolExecutor(TOKENISERS)
+        encodes = artifact.manifest["family"] != "cross" and artifact.model_file(settings.runtime).name == WEIGHTS
+        student: Student = TowerStudent(artifact, settings) if encodes else PairStudent(scorer)
+        self._student = student
+        tokens = student.tokenise(*WARM_UP)
+        student.compute(tokens)  # which is slow, and tells no rate
+        start = time.monotonic()
+        student.compute(tokens)
+        self._batcher = Batcher(
+            student.compute,
+            self._computing,
+            settings.token_budget,
+            settings.batch_wait_ms / 1000,
+            settings.max_wait_ms / 1000,
+            int(tokens.lengths_B.sum()) / (time.monotonic() - start),
+        )
 
     async def ready(self) -> bool:
         """True once the student is loaded and warm; a replica that isn't can't answer."""
         return True
 
-    def _score_all(self, requests: list[ScoreRequest]) -> list[Scores]:
-        parts = [self._tokenise(request) for request in requests]
-        logits = self._scorer.score_tokens(join_pairs(parts)).astype(np.float64)
-        relevance = 1.0 / (1.0 + np.exp(-logits))
-        ends = np.cumsum([len(part.input_ids) for part in parts])
-        return [
-            Scores(relevance[end - len(part.input_ids) : end], int(part.lengths_B.sum()), int(part.truncated.sum()))
-            for part, end in zip(parts, ends, strict=True)
-        ]
+    async def score(self, request: ScoreRequest) -> Scores | Refusal:
+        """Scores of a request's documents, or why there are none."""
+        began = time.monotonic()
+        due = began + request.seconds
+        loop = asyncio.get_running_loop()
+        student = self._student
+        work = await loop.run_in_executor(self._tokenising, student.prepare, request)
+        prepared = time.monotonic()
+        if work.unknown:
+            return Refusal("unknown", places=work.unknown)
+        try:
+            found = await self._batcher.submit(work.tokens, due) if work.tokens.input_ids else None
+        except Overloaded as full:
+            return Refusal("overloaded", full.seconds)
+        except TooLate:
+            return Refusal("late")
+        computed = time.monotonic()
+        logits_N = await loop.run_in_executor(self._computing, student.finish, work, found)
+        seconds = {"tokenise": prepared - began, "forward": computed - prepared, "answer": time.monotonic() - computed}
+        return Scores(
+            logits_N=logits_N,
+            tokens=int(work.tokens.lengths_B.sum()),
+            truncated=int(work.tokens.truncated.sum()),
+            known=len(request.texts) - len(work.places),
+            seconds=seconds,
+            fill=self._batcher.fill,
+        )
 
-    def _tokenise(self, request: ScoreRequest) -> TokenisedPairs:
+
+@dataclass(frozen=True)
+class Work:
+    """What a request asks of a student."""
+
+    query: str
+    places: list[int]
+    """Documents that are to be computed."""
+    tokens: TokenisedPairs
+    """Theirs."""
+    vectors: list[Floats | None] = field(default_factory=list)
+    """Of each document, where they are known."""
+    keys: list[str] = field(default_factory=list)
+    """Under which the cache keeps those that are to be computed."""
+    unknown: tuple[int, ...] = ()
+
+
+class Student(ABC):
+    """A student as replicas use it: `prepare` and `finish` are a request's, `compute` is a batch's."""
+
+    @abstractmethod
+    def tokenise(self, query: str, texts: list[str], limit: int | None = None) -> TokenisedPairs:
+        """Tokens of normalised texts."""
+
+    @abstractmethod
+    def compute(self, tokens: TokenisedPairs) -> NDArray[np.float32]:
+        """What each row of tokens comes to."""
+
+    @abstractmethod
+    def finish(self, work: Work, found: Floats | None) -> Floats:
+        """Logits of all documents, from what was computed."""
+
+    def prepare(self, request: ScoreRequest) -> Work:
+        """What is to be computed."""
+        query, texts = normalise_query(request.query), [normalise(text) for text in request.texts]
+        unknown = tuple(place for place, text in enumerate(texts) if not text and request.ids and request.ids[place])
+        tokens = self.tokenise(query, texts, request.max_tokens_per_doc)
+        return Work(query, list(range(len(texts))), tokens, unknown=unknown)
+
+
+class PairStudent(Student):
+    """Query and document go through the model together."""
+
+    def __init__(self, scorer: PairScorer) -> None:
+        self._scorer = scorer
+
+    def tokenise(self, query: str, texts: list[str], limit: int | None = None) -> TokenisedPairs:
+        """Tokens of pairs, of which `limit` may be the document's."""
+        most = None if limit is None else limit + self._scorer.overhead(query)
+        return self._scorer.tokenise([query] * len(texts), texts, most)
+
+    def compute(self, tokens: TokenisedPairs) -> NDArray[np.float32]:
+        """Logits."""
+        return self._scorer.score_tokens(tokens)
+
+    def finish(self, work: Work, found: Floats | None) -> Floats:  # noqa: ARG002
+        """What was computed."""
+        assert found is not None
+        return found
+
+
+class TowerStudent(Student):
+    """Documents are encoded by themselves, where neither the index nor the cache knows them."""
+
+    def __init__(self, artifact: Artifact, settings: RankerSettings) -> None:
+        self._encoder = ItemEncoder(artifact.encoder())
+        self._budget = settings.token_budget
+        self._cache = ItemCache(settings.cache_bytes)
+        self._hash = artifact.manifest["files"][WEIGHTS]["sha256"]
+        self._folder = Path(settings.index) if settings.index else None
+        self._index: ItemIndex | None = None
+        self._looked = self._changed = 0.0
+
+    def tokenise(self, query: str, texts: list[str], limit: int | None = None) -> TokenisedPairs:  # noqa: ARG002
+        """Tokens of documents, of which `limit` count beside the two special ones."""
+        return self._encoder.tokenise(texts, None if limit is None else limit + 2)
+
+    def prepare(self, request: ScoreRequest) -> Work:
+        """What the index and the cache don't know."""
         query = normalise_query(request.query)
-        limit = None
-        if request.max_tokens_per_doc is not None:
-            limit = request.max_tokens_per_doc + self._scorer.overhead(query)
-        texts = [normalise(text) for text in request.texts]
-        return self._scorer.tokenise([query] * len(texts), texts, limit)
+        vectors: list[Floats | None] = [None] * len(request.texts)
+        index = self._current_index()
+        if request.ids and index:
+            rows = index.rows(request.ids)
+            known = np.flatnonzero(rows >= 0)
+            for place, one in zip(known.tolist(), index.vectors(rows[known]).floats, strict=True):
+                vectors[place] = one
+        open_places = [place for place, one in enumerate(vectors) if one is None]
+        texts = [normalise(request.texts[place]) for place in open_places]
+        ids = request.ids or [""] * len(vectors)
+        unknown = tuple(place for place, text in zip(open_places, texts, strict=True) if not text and ids[place])
+        keys = [digest(text, str(request.max_tokens_per_doc)) for text in texts]
+        cached = self._cache.get(keys)
+        for place, one in zip(open_places, cached, strict=True):
+            vectors[place] = None if one is None else one.astype(np.float32)
+        left = [number for number, one in enumerate(cached) if one is None]
+        tokens = self.tokenise(query, [texts[number] for number in left], request.max_tokens_per_doc)
+        places = [open_places[number] for number in left]
+        return Work(query, places, tokens, vectors, [keys[number] for number in left], unknown)
+
+    def compute(self, tokens: TokenisedPairs) -> NDArray[np.float32]:
+        """Vectors of items."""
+        return self._encoder.items(tokens, self._budget)
+
+    def finish(self, work: Work, found: Floats | None) -> Floats:
+        """Compare all documents with the query."""
+        vectors = list(work.vectors)
+        if found is not None:
+            self._cache.put(work.keys, found)
+            for place, one in zip(work.places, found, strict=True):
+                vectors[place] = one
+        return self._encoder.compare(work.query, np.stack([one for one in vectors if one is not None]))
+
+    def _current_index(self) -> ItemIndex | None:
+        """The item index as it stands, opened again where it has changed."""
+        if self._folder and time.monotonic() > self._looked + INDEX_SECONDS:
+            self._looked = time.monotonic()
+            changed = (self._folder / MANIFEST).stat().st_mtime
+            if changed != self._changed:
+                self._index, self._changed = open_index(self._folder, "serve.index", self._hash), changed
+        return self._index

@@ -189,7 +189,7 @@ def test_an_endless_query_costs_no_endless_time(artifact):
 
 def test_full_queues_are_answered_429_and_drain(url, artifact):
     serve.delete(NAME)  # the last test of this file: the cluster has no CPU for a second endpoint
-    arguments = BuildArguments(model=str(artifact), replicas=1, queue=1, batch_requests=1)
+    arguments = BuildArguments(model=str(artifact), replicas=1, queue=1)
     serve.run(build(arguments), name=NAME)
     documents = [f"drill {number}" for number in range(500)]
     with ThreadPoolExecutor(32) as pool:

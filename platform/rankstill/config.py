@@ -1,5 +1,6 @@
 """One frozen configuration tree; configfile.py reads it from YAML."""
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,18 +132,44 @@ class Serve(Section):
     """Ranker replicas."""
     runtime: Literal["torch", "onnx"] = "torch"
     """What runs the student's forward pass."""
-    batch_requests: int = Field(default=16, ge=1)
-    """Requests that one replica scores together, at most."""
-    batch_wait_ms: float = Field(default=2.0, ge=0)
-    """How long a replica waits for more requests to join."""
+    batch_wait_ms: float = Field(default=1.0, ge=0)
+    """How long a replica that has nothing to do waits for more requests to join one that came."""
     token_budget: int = Field(default=2048, ge=64)
-    """Padded tokens in one forward pass."""
-    queue: int = Field(default=200, ge=1)
-    """Requests that may wait; one more is answered 429."""
-    max_documents: int = Field(default=1000, ge=1)
+    """Tokens of one batch; a larger request is computed in pieces, between which others come."""
+    max_wait_ms: float = Field(default=1000.0, gt=0)
+    """A request that would have to wait longer than this is answered 429."""
+    timeout_ms: float = Field(default=10_000.0, gt=0)
+    """Time for one request; callers may allow less (header x-timeout-ms). What is not done by then is dropped."""
+    queue: int = Field(default=1000, ge=1)
+    """Requests that one replica holds at a time; one more is answered 429."""
+    cache_bytes: int = Field(default=256_000_000, ge=0)
+    """Bytes of item vectors that a replica remembers, of students that encode items by themselves."""
+    index: str = ""
+    """Folder of an item index (jobs.index), from which documents that are sent as ids are scored."""
+    max_documents: int = Field(default=10_000, ge=1)
     """Documents a request; more are answered 413."""
-    max_body_bytes: int = Field(default=8_000_000, ge=1024)
+    max_body_bytes: int = Field(default=32_000_000, ge=1024)
     """Bytes of a request body; more are answered 413."""
+    keys: str = ""
+    """File of API keys (python -m serve.keys); empty asks for none, which only loopback addresses may do."""
+    open: bool = False
+    """Whether an address that others can reach may be served without keys."""
+
+    @model_validator(mode="after")
+    def _guarded(self) -> "Serve":
+        if not self.keys and not self.open and not _is_loopback(self.host):
+            raise ValueError(
+                f"host is {self.host!r}, which others can reach, and there are no keys; give keys (made by python -m"
+                " serve.keys), or open=true"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 class Storage(Section):

@@ -1,6 +1,6 @@
 """The pair model that teachers and students of every family share: query and item in, one logit out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,16 @@ def join_pairs(parts: Sequence[TokenisedPairs]) -> TokenisedPairs:
         [ids for part in parts for ids in part.input_ids],
         [ids for part in parts for ids in part.segment_ids],
         np.concatenate([part.truncated for part in parts]),
+    )
+
+
+def take_pairs(pairs: TokenisedPairs, rows: Iterable[int]) -> TokenisedPairs:
+    """Some of the pairs."""
+    chosen = list(rows)
+    return TokenisedPairs(
+        [pairs.input_ids[row] for row in chosen],
+        [pairs.segment_ids[row] for row in chosen],
+        pairs.truncated[chosen],
     )
 
 

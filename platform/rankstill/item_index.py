@@ -24,7 +24,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from rankstill.cross_encoder import CrossEncoder
+from rankstill.cross_encoder import CrossEncoder, TokenisedPairs, collate
 from rankstill.errors import ConfigError, ModelError
 from rankstill.scoring import plan_batches
 from rankstill.storage import make_parent, write_json
@@ -43,6 +43,11 @@ class ItemVectors:
 
     bytes_BMW: Bytes
     scales_BM: Floats
+
+    @property
+    def floats(self) -> Floats:
+        """[B, M, W]."""
+        return self.bytes_BMW.astype(np.float32) * self.scales_BM[..., None]
 
 
 class ItemIndex:
@@ -172,12 +177,47 @@ def quantise(vectors_BMW: Floats) -> ItemVectors:
     return ItemVectors(np.rint(vectors_BMW / safe_BM1).astype(np.int8), scales_BM.astype(np.float32))
 
 
+class ItemEncoder:
+    """The two towers of a student: encodes queries and items apart, and compares them."""
+
+    def __init__(self, student: CrossEncoder, named: str = "the student") -> None:
+        """Raises ConfigError for a cross-encoder, which encodes no items."""
+        self._model = tower_of(student, named)
+        self._student = student
+
+    def tokenise(self, texts: Sequence[str], max_length: int | None = None) -> TokenisedPairs:
+        """Token ids of queries or items by themselves, cut at the student's length or a shorter one."""
+        limit = min(max_length or self._student.max_length, self._student.max_length)
+        encoded = self._student.tokenizer(list(texts), truncation=True, max_length=limit, verbose=False)
+        ids = [np.array(one, dtype=np.int32) for one in encoded["input_ids"]]
+        truncated = [bool(one.overflowing) for one in encoded.encodings or []]
+        return TokenisedPairs(ids, [np.zeros_like(one) for one in ids], np.array(truncated, dtype=np.bool_))
+
+    def items(self, tokens: TokenisedPairs, token_budget: int) -> Floats:
+        """Vectors of items, [B, M, W], as a pair's item would be encoded."""
+        parts = []
+        batches = plan_batches(tokens.lengths_B, token_budget)
+        for rows in batches:
+            batch = collate(tokens, rows.tolist(), self._student.pad_id)
+            with torch.inference_mode():
+                mask_BL = torch.from_numpy(batch["attention_mask"]).bool()
+                parts.append(self._model.encode_items(torch.from_numpy(batch["input_ids"]), mask_BL).numpy())
+        return np.concatenate(parts)[np.argsort(np.concatenate(batches))]
+
+    def compare(self, query: str, vectors_BMW: Floats) -> Floats:
+        """Logits of items for a query, [B]."""
+        tokens = self.tokenise([query])
+        with torch.inference_mode():
+            ids_PS = torch.from_numpy(tokens.input_ids[0]).long().unsqueeze(0)
+            queries_PSW, weights_PS = self._model.encode_queries(ids_PS, torch.ones_like(ids_PS, dtype=torch.bool))
+            return self._model.compare(queries_PSW, weights_PS, torch.from_numpy(vectors_BMW)).numpy()
+
+
 class KnownItemScorer:
     """Scores items whose vectors are known: one short query to encode, then comparisons."""
 
     def __init__(self, student: CrossEncoder, index: ItemIndex) -> None:
-        self._model = tower_of(student)
-        self._student = student
+        self._encoder = ItemEncoder(student)
         self._index = index
 
     def score(self, query: str, ids: Sequence[str]) -> Floats:
@@ -185,37 +225,15 @@ class KnownItemScorer:
         rows_B = self._index.rows(ids)
         scores_B = np.full(len(ids), np.nan, dtype=np.float32)
         known_B = rows_B >= 0
-        if not known_B.any():
-            return scores_B
-        found = self._index.vectors(rows_B[known_B])
-        encoded = self._student.tokenizer(query, truncation=True, max_length=self._student.max_length)["input_ids"]
-        with torch.inference_mode():
-            ids_PS = torch.tensor([encoded])
-            queries_PSW, weights_PS = self._model.encode_queries(ids_PS, torch.ones_like(ids_PS, dtype=torch.bool))
-            items_BMW = torch.from_numpy(found.bytes_BMW).float() * torch.from_numpy(found.scales_BM).unsqueeze(-1)
-            scores_B[known_B] = self._model.compare(queries_PSW, weights_PS, items_BMW).numpy()
+        if known_B.any():
+            scores_B[known_B] = self._encoder.compare(query, self._index.vectors(rows_B[known_B]).floats)
         return scores_B
 
 
 def encode_items(student: CrossEncoder, texts: Sequence[str], token_budget: int = 4096) -> ItemVectors:
-    """Vectors of item texts, [B], as a pair's item would be encoded."""
-    model = tower_of(student)
-    encoded = student.tokenizer(list(texts), truncation=True, max_length=student.max_length, verbose=False)["input_ids"]
-    lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-    parts: list[tuple[NDArray[np.int64], ItemVectors]] = []
-    for rows in plan_batches(lengths, token_budget):
-        longest = int(lengths[rows].max())
-        ids_BL = torch.zeros(len(rows), longest, dtype=torch.long)
-        for place, row in enumerate(rows):
-            ids_BL[place, : lengths[row]] = torch.tensor(encoded[row])
-        mask_BL = torch.arange(longest) < torch.from_numpy(lengths[rows]).unsqueeze(1)
-        with torch.inference_mode():
-            parts.append((rows, quantise(model.encode_items(ids_BL, mask_BL).numpy())))
-    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-    return ItemVectors(
-        np.concatenate([found.bytes_BMW for _, found in parts])[order],
-        np.concatenate([found.scales_BM for _, found in parts])[order],
-    )
+    """Vectors of item texts, [B], as an index keeps them."""
+    encoder = ItemEncoder(student)
+    return quantise(encoder.items(encoder.tokenise(texts), token_budget))
 
 
 def tower_of(student: CrossEncoder, named: str = "the student") -> TowerModel:

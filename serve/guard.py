@@ -1,0 +1,145 @@
+"""What stands before every route: who asks, how often, how much, and a line in the access log."""
+
+import asyncio
+import logging
+import math
+import re
+import time
+import uuid
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.keys import ANYONE, Key, Keys, Role
+from serve.observed import Observed
+
+LOG = logging.getLogger("rankstill.access")
+OPEN = {"/healthz", "/readyz", "/docs", "/openapi.json", "/"}
+"""Routes that need no key."""
+BODY_SECONDS = 20.0
+"""Within which a body has to arrive."""
+TRACE = ("traceparent", "tracestate")
+_PLAIN = re.compile(r"[\x21-\x7e]{1,200}")
+
+
+class Guard:
+    """ASGI middleware around all routes. It sets `caller`, `request_id` and `began` in the request's state."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, body_limit: int, observed: Observed) -> None:
+        self._app, self._keys, self._limit, self._observed = app, keys, body_limit, observed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 500
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if _PLAIN.fullmatch(given) else uuid.uuid4().hex
+        passed = [(name.encode(), headers[name].encode("latin-1")) for name in TRACE if name in headers]
+        caller, problem = self._admit(scope["path"], headers)
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state.update(caller=caller, request_id=request_id, began=began, told={})
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = [(b"x-request-id", request_id.encode()), *passed]
+                message = {**message, "headers": [*message.get("headers", []), *own]}
+            await send(message)
+
+        try:
+            if problem is None:
+                problem, replay = await self._read(headers, receive)
+                if problem is None:
+                    await self._app(scope, replay, answer)
+                    return
+            await problem(scope, receive, answer)
+        finally:
+            seconds = time.monotonic() - began
+            route = getattr(scope.get("route"), "path", "")
+            self._observed.request(route or "none", status, seconds)
+            trace = headers.get("traceparent", "")[:100]
+            LOG.info(
+                orjson.dumps(
+                    {
+                        "at": round(time.time(), 3),
+                        "request_id": request_id,
+                        "method": scope["method"],
+                        "route": route,
+                        "status": status,
+                        "ms": round(seconds * 1000, 2),
+                        "caller": caller.name if caller else "",
+                        **({"trace": trace} if trace else {}),
+                        **state["told"],
+                    }
+                ).decode()
+            )
+
+    def _admit(self, path: str, headers: dict[str, str]) -> tuple[Key | None, Response | None]:
+        """Who asks, and the answer to whoever may not."""
+        if not self._keys.asked_for:
+            return ANYONE, None
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        presented = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        caller = self._keys.find(presented) if presented else None
+        if path in OPEN:
+            return caller, None
+        if caller is None:
+            wanted = {"WWW-Authenticate": "Bearer"}
+            what = "this key is not known here" if presented else "a key is needed: Authorization: Bearer KEY"
+            return None, problem(401, what, path, wanted)
+        role: Role = "feedback" if path == "/v1/feedback" else "rank"
+        if not caller.may(role):
+            return caller, problem(403, f"this key has not the role {role!r}", path)
+        if wait := self._keys.wait(caller):
+            return caller, problem(429, "too many requests of this key", path, retry_after(wait))
+        return caller, None
+
+    async def _read(self, headers: dict[str, str], receive: Receive) -> tuple[Response | None, Receive]:
+        """The whole body, which has its bounds, as what the routes receive."""
+        too_large = problem(413, f"the body has more than {self._limit} bytes; send fewer documents a request", "")
+        if headers.get("content-length", "").isdigit() and int(headers["content-length"]) > self._limit:
+            return too_large, receive
+        chunks, size = [], 0
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return problem(400, "the body ended early", ""), receive
+                    size += len(message.get("body", b""))
+                    if size > self._limit:
+                        return too_large, receive
+                    chunks.append(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            return problem(408, f"the body took more than {BODY_SECONDS:g} s to arrive", ""), receive
+        body: list[Message] = [{"type": "http.request", "body": b"".join(chunks), "more_body": False}]
+
+        async def replay() -> Message:
+            return body.pop() if body else await receive()
+
+        return None, replay
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header, in whole seconds."""
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+TEI_TYPES = {400: "Empty", 413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
+"""TEI's words for what is wrong."""
+
+
+def problem(status: int, message: str, path: str, headers: dict[str, str] | None = None) -> Response:
+    """The body of every error; on TEI's route it has TEI's fields too."""
+    body = {"message": message}
+    if path == "/rerank":
+        body |= {"error": message, "error_type": TEI_TYPES.get(status, "Backend")}
+    return Response(orjson.dumps(body), status, headers, "application/json")

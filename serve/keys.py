@@ -1,0 +1,154 @@
+"""API keys: who may do what, how often. Only their hashes are kept.
+
+python -m serve.keys --file keys.yaml --name search-backend --role rank --role feedback
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rankstill.cli import make_parser, run_command
+from rankstill.errors import ConfigError
+from rankstill.storage import make_parent, write_text
+
+Role = Literal["rank", "feedback", "admin"]
+ROLES: tuple[Role, ...] = ("rank", "feedback", "admin")
+PREFIX = "rk_"
+BURST_SECONDS = 2.0
+"""Requests of so much time may come at once."""
+
+DESCRIPTION = """Make an API key and add its hash to a file of keys. The key itself is printed once, and kept nowhere.
+
+Where serve.keys names such a file, callers have to send `Authorization: Bearer KEY`, or `X-Api-Key`."""
+
+
+class Key(BaseModel):
+    """One caller."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    """Shown in logs."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the key."""
+    roles: tuple[Role, ...] = Field(default=("rank",), min_length=1)
+    """rank asks for rankings, feedback sends events, admin chooses versions and may do all that."""
+    requests_per_second: float = Field(default=0.0, ge=0)
+    """More are answered 429; 0 is no limit."""
+
+    def may(self, role: Role) -> bool:
+        """Whether it has a role."""
+        return role in self.roles or "admin" in self.roles
+
+
+ANYONE = Key(name="anyone", sha256="0" * 64, roles=ROLES)
+"""The caller of an endpoint without keys."""
+
+
+class Keys:
+    """All callers of an endpoint."""
+
+    def __init__(self, keys: tuple[Key, ...]) -> None:
+        self._keys = keys
+        self._room: dict[str, tuple[float, float]] = {}
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether callers need one."""
+        return bool(self._keys)
+
+    def find(self, presented: str) -> Key | None:
+        """Whose key this is. It takes the same time whether it is nearly right or not at all."""
+        hashed = hash_of(presented)
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.sha256, hashed):
+                found = key
+        return found
+
+    def wait(self, key: Key) -> float:
+        """Seconds after which the caller may ask again; 0, and the request counts, where it may now (token bucket)."""
+        if not key.requests_per_second:
+            return 0.0
+        now, most = time.monotonic(), max(1.0, BURST_SECONDS * key.requests_per_second)
+        room, then = self._room.get(key.name, (most, now))
+        room = min(most, room + (now - then) * key.requests_per_second)
+        short = max(0.0, 1.0 - room)
+        self._room[key.name] = (room if short else room - 1.0, now)
+        return short / key.requests_per_second
+
+
+def hash_of(key: str) -> str:
+    """SHA-256; keys are long and random, so that nothing slower is needed."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def read_keys(path: str) -> Keys:
+    """The keys of a file, none where `path` is empty.
+
+    Raises:
+        ConfigError: it can't be read, or holds something else.
+    """
+    if not path:
+        return Keys(())
+    try:
+        tree = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        keys = tuple(Key.model_validate(entry) for entry in tree["keys"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "a key"
+        raise ConfigError(f"serve.keys={path!r}: {where}: {first['msg']}; make it with python -m serve.keys") from error
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or "no list of keys"
+        raise ConfigError(f"serve.keys={path!r} can't be read ({reason}); make it with python -m serve.keys") from error
+    if not keys:
+        raise ConfigError(f"serve.keys={path!r} has no key; add one with python -m serve.keys, or unset it")
+    if len({key.name for key in keys}) < len(keys):
+        raise ConfigError(f"serve.keys={path!r} has two keys of one name; rename one")
+    return Keys(keys)
+
+
+def add_key(path: Path, name: str, roles: tuple[Role, ...], requests_per_second: float = 0.0) -> str:
+    """Make a key, add its hash to a file (only its owner may read it), and return the key.
+
+    Raises:
+        ConfigError: the file holds something else, or that name already.
+    """
+    entries = []
+    if path.exists():
+        read_keys(str(path))
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["keys"]
+    if any(entry["name"] == name for entry in entries):
+        raise ConfigError(f"--name {name!r} is in {str(path)!r} already; choose another, or take its lines out first")
+    made = PREFIX + secrets.token_urlsafe(32)
+    entry = {"name": name, "sha256": hash_of(made), "roles": list(roles)}
+    if requests_per_second:
+        entry["requests_per_second"] = requests_per_second
+    make_parent(path, "--file")
+    write_text(path, yaml.safe_dump({"keys": [*entries, entry]}, sort_keys=False))
+    os.chmod(path, 0o600)
+    return made
+
+
+def main() -> None:
+    """`python -m serve.keys`."""
+    parser = make_parser("serve.keys", DESCRIPTION)
+    parser.add_argument("--file", required=True, type=Path, metavar="FILE", help="file of keys, made where it isn't")
+    parser.add_argument("--name", required=True, help="who gets it")
+    parser.add_argument("--role", action="append", choices=ROLES, help="what it is for (default: rank); repeatable")
+    parser.add_argument("--requests-per-second", type=float, default=0.0, help="more are refused; 0 is no limit")
+    arguments = parser.parse_args()
+    if not arguments.name.strip() or arguments.requests_per_second < 0:
+        raise ConfigError("--name needs a word, and --requests-per-second a number of 0 or more")
+    print(add_key(arguments.file, arguments.name, tuple(arguments.role or ["rank"]), arguments.requests_per_second))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,152 @@
+"""Which version answers a request: by weight, the same for the same caller, or the one that is asked for."""
+
+import hashlib
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+WINDOW_SECONDS, FEWEST, WORST = 30.0, 20, 0.2
+"""A version is taken out where, within so many seconds, of at least so many requests more than this share failed."""
+OUT_SECONDS = 60.0
+"""After so long it is tried again."""
+
+
+class Version(BaseModel):
+    """A version that is served."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: str
+    """Its name, such as shop/3."""
+    app: str = ""
+    """Serve application that holds it; empty is the ingress's own."""
+    names: tuple[str, ...] = ()
+    """Other names that stand for it, such as shop@champion."""
+    fields: tuple[str, ...]
+    """Item fields that make up an item's text."""
+    weight: float = Field(default=1.0, ge=0)
+    """Its share of the traffic, beside those of the others."""
+    shadow: float = Field(default=0.0, ge=0, le=1)
+    """Share of the other versions' requests that it gets copies of, whose answers nobody waits for."""
+
+
+class Served(BaseModel):
+    """All versions of one name; an ingress takes it as its `user_config`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """What callers ask for, such as shop."""
+    versions: tuple[Version, ...] = Field(min_length=1)
+    """The champion first."""
+
+    @model_validator(mode="after")
+    def _somebody_answers(self) -> "Served":
+        if not any(one.weight for one in self.versions):
+            raise ValueError("no version has a weight above 0; give one to the champion")
+        if len({one.version for one in self.versions}) < len(self.versions):
+            raise ValueError("a version is named twice; name each once")
+        return self
+
+
+class Traffic:
+    """Chooses versions, and takes out those that fail."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self._named = {name: one for one in served.versions for name in (one.version, *one.names)}
+        self._outcomes = {one.version: Outcomes() for one in served.versions}
+        self._draw = random.Random()  # noqa: S311 (no secret)
+
+    @property
+    def champion(self) -> Version:
+        """The version that callers get by default."""
+        return self.served.versions[0]
+
+    @property
+    def names(self) -> list[str]:
+        """What callers may ask for."""
+        return [self.served.name, *self._named]
+
+    def named(self, name: str) -> Version | None:
+        """The version that a name stands for."""
+        return self._named.get(name)
+
+    def choose(self, key: str = "") -> Version:
+        """A version for a caller: by weighted rendezvous, so that shares are exact, a key sticks to its version, and a
+        change of weights moves no more keys than it must (Schindelhauer and Schomaker 2005).
+        """
+        open_ = [one for one in self.served.versions if one.weight and not self._outcomes[one.version].out]
+        if len(open_) < 2:
+            return open_[0] if open_ else self.champion
+        return max(open_, key=lambda one: one.weight / -math.log(self._unit(key, one.version)))
+
+    def shadows(self, chosen: Version) -> Sequence[Version]:
+        """Versions that get a copy of a request that `chosen` answers."""
+        return [one for one in self.served.versions if one is not chosen and self._draw.random() < one.shadow]
+
+    def tell(self, version: Version, well: bool) -> None:
+        """Note how a request went."""
+        self._outcomes[version.version].add(well)
+
+    def taken_out(self, version: Version) -> bool:
+        """Whether a version gets no traffic because it failed."""
+        return self._outcomes[version.version].out
+
+    def keep(self, before: "Traffic") -> None:
+        """Remember what is known of versions that were served before."""
+        for name in self._outcomes.keys() & before._outcomes.keys():
+            self._outcomes[name] = before._outcomes[name]
+
+    def told(self) -> list[dict[str, Any]]:
+        """How things stand, for those who look."""
+        return [
+            {
+                "id": one.version,
+                "object": "model",
+                "owned_by": "rankstill",
+                "names": list(one.names),
+                "weight": one.weight,
+                "shadow": one.shadow,
+                "taken_out": self.taken_out(one),
+            }
+            for one in self.served.versions
+        ]
+
+    def _unit(self, key: str, version: str) -> float:
+        """A number in (0, 1) of a key and a version; a new one each time where there is no key."""
+        if not key:
+            return 1.0 - self._draw.random()
+        data = hashlib.blake2b(f"{version}\x00{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return (int.from_bytes(data) + 0.5) / 2**64
+
+
+class Outcomes:
+    """How the requests of the last seconds went."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, bool]] = deque()
+        self._failed = 0
+        self._until = 0.0
+
+    def add(self, well: bool) -> None:
+        """One more."""
+        now = time.monotonic()
+        self._recent.append((now, well))
+        self._failed += not well
+        while self._recent[0][0] < now - WINDOW_SECONDS:
+            self._failed -= not self._recent.popleft()[1]
+        if len(self._recent) >= FEWEST and self._failed > WORST * len(self._recent):
+            self._until = now + OUT_SECONDS
+            self._recent.clear()
+            self._failed = 0
+
+    @property
+    def out(self) -> bool:
+        """Whether too many failed."""
+        return time.monotonic() < self._until
