@@ -1,24 +1,34 @@
 """Which version is champion: promote one, roll back, list them, see what one was made from."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
 from rankstill.configfile import load_config
 from rankstill.errors import ConfigError
+from rankstill.progress import Reporter
 
 if TYPE_CHECKING:
     from rankstill.registry import Registry
+    from rankstill.registry import Version as RegisteredVersion
+    from rankstill.served import Version
+    from rankstill.serving import Endpoint
 
-DESCRIPTION = """Promote a version to champion, or look at the registry.
+DESCRIPTION = """Say which version is champion and what else is served, or look at the registry.
 
-  python -m jobs.deploy --model shop@challenger    make it champion
+  python -m jobs.deploy --model shop@challenger              make it champion
+  python -m jobs.deploy --model shop@challenger --weight 10  give it 10 percent of the traffic
+  python -m jobs.deploy --model shop@challenger --shadow 50  give it copies of 50 percent, whose answers nobody gets
   python -m jobs.deploy rollback shop              make the champion before this one champion again
-  python -m jobs.deploy list [shop]                versions and their aliases
+  python -m jobs.deploy drain shop/7               take a version out of the endpoint
+  python -m jobs.deploy list [shop]                versions, their aliases, and their share of the traffic
   python -m jobs.deploy lineage shop@champion      what it was made from, down to the files of labels, all verified
 
-The registry is that of storage.root, or the one that MLFLOW_TRACKING_URI names."""
-ACTIONS = {"promote": 0, "rollback": 1, "list": None, "lineage": 1}
+A running endpoint is changed through Ray Serve's REST interface at RAY_DASHBOARD_ADDRESS: a version is loaded and warm
+before it gets traffic, and one that loses it stays loaded for serve.rollback_window seconds. Where no endpoint runs,
+the registry alone is changed. The registry is that of storage.root, or the one that MLFLOW_TRACKING_URI names."""
+ACTIONS = {"promote": 0, "rollback": 1, "drain": 1, "list": None, "lineage": 1}
 """What there is to do, and the names that each wants."""
 
 
@@ -26,9 +36,16 @@ def main() -> None:
     """`python -m jobs.deploy`."""
     parser = make_parser("jobs.deploy", DESCRIPTION)
     parser.add_argument("--model", metavar="REF", help="version to promote, such as shop@challenger or shop/7")
+    parser.add_argument(
+        "--weight", type=float, metavar="PERCENT", help="its share of the traffic, instead of all of it"
+    )
+    parser.add_argument(
+        "--shadow", type=float, metavar="PERCENT", help="share of the others' requests that it gets too"
+    )
     add_config_arguments(parser, required=False)
     parser.usage = (
-        "python -m jobs.deploy --model REF | rollback NAME | list [NAME] | lineage REF  [dotted.key=value ...]"
+        "python -m jobs.deploy --model REF [--weight PERCENT | --shadow PERCENT] | rollback NAME | drain REF |"
+        " list [NAME] | lineage REF  [dotted.key=value ...]"
     )
     arguments = parser.parse_intermixed_args()
     words = [word for word in arguments.overrides if "=" not in word]
@@ -39,25 +56,101 @@ def main() -> None:
         raise ConfigError(f"{' '.join(words)!r} is nothing to do here; see python -m jobs.deploy --help")
     if bool(arguments.model) != (action == "promote"):
         raise ConfigError("--model goes with nothing but settings; write --model REF, or an action with its name")
-    root = load_config(arguments.config or {"data": {"shop": {}}}, settings).storage.folder
+    shares = {name: value for name in ("weight", "shadow") if (value := getattr(arguments, name)) is not None}
+    _check_shares(shares, action)
+    config = load_config(arguments.config or {"data": {"shop": {}}}, settings)
     from rankstill.registry import open_registry
 
+    root = config.storage.folder
     registry = open_registry(root, arguments.model or (names or ["list"])[0])
-    if action == "promote":
-        version, before = registry.promote(arguments.model, "--model")
-        _say(str(version), str(before))
-    elif action == "rollback":
-        version, before = registry.rollback(names[0], "rollback")
-        _say(str(version), str(before))
-    elif action == "list":
-        rows = [[str(one), ", ".join(one.aliases), str(one.folder)] for one in registry.versions(*names)]
-        print(format_table([["version", "aliases", "artifact"], *rows]))
-    else:
+    if action == "lineage":
         _trace(registry, root, names[0])
+        return
+    with Reporter() as reporter:
+        endpoint = _endpoint(reporter)
+        if action == "list":
+            _list(registry, endpoint, names)
+        elif action == "drain":
+            version = registry.resolve(names[0], "drain")
+            _served_by(endpoint, version.name).drain(str(version))
+            print(f"{version} is not served any more")
+        elif shares:
+            version = registry.resolve(arguments.model, "--model")
+            _served_by(endpoint, version.name).share(_described(version), shares, config.serve.rollback_window)
+            print(f"{version} has " + " and ".join(f"a {name} of {value:g} %" for name, value in shares.items()))
+        else:
+            back = action == "rollback"
+            version = registry.previous(names[0], action) if back else registry.resolve(arguments.model, "--model")
+            where = "the registry; no endpoint of it runs"
+            if endpoint and endpoint.serves(version.name):
+                endpoint.promote(_described(version), config.serve.rollback_window)
+                where = "the registry and the endpoint"
+            version, before = registry.promote(str(version), "--model")
+            instead = f", in place of {before}" if before.number != version.number else " already"
+            print(f"{version} is champion{instead} (in {where})")
 
 
-def _say(now: str, before: str) -> None:
-    print(f"{now} is champion" + (f", in place of {before}" if before != now else " already"))
+def _check_shares(shares: dict[str, float], action: str) -> None:
+    if shares and action != "promote":
+        raise ConfigError("--weight and --shadow go with --model; write --model REF --weight PERCENT")
+    for name, value in shares.items():
+        most = 100 if name == "shadow" else 99
+        if not 0 <= value <= most:
+            raise ConfigError(f"--{name} is {value:g}; give percent, from 0 to {most}")
+
+
+def _endpoint(reporter: Reporter) -> "Endpoint | None":
+    """The running endpoint; None where nothing answers at the usual address.
+
+    Raises:
+        RunError: an address was given, and nothing answers there.
+    """
+    from rankstill.errors import RunError
+
+    if (Path.home() / ".ray" / "auth_token").is_file():  # which clusters on this machine ask for
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from rankstill.serving import Endpoint, Serving
+
+    try:
+        serving = Serving()
+    except RunError:
+        if "RAY_DASHBOARD_ADDRESS" in os.environ:
+            raise
+        return None
+    return Endpoint(serving, lambda waits: reporter.event("deploy", state="waiting", applications=waits))
+
+
+def _served_by(endpoint: "Endpoint | None", name: str) -> "Endpoint":
+    """An endpoint that serves versions of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if endpoint is None or not endpoint.serves(name):
+        raise ConfigError(f"no endpoint that serves {name!r} runs here; start one, or set RAY_DASHBOARD_ADDRESS")
+    return endpoint
+
+
+def _described(version: "RegisteredVersion") -> "Version":
+    """A version as an endpoint knows it."""
+    from rankstill.artifacts import load_artifact
+    from rankstill.served import Version
+    from rankstill.serving import app_of
+
+    fields = tuple(load_artifact(version.folder, str(version)).fields)
+    return Version(version=str(version), app=app_of(str(version)), fields=fields, weight=0.0)
+
+
+def _list(registry: "Registry", endpoint: "Endpoint | None", names: list[str]) -> None:
+    served = endpoint.served if endpoint else None
+    shares = {one.version: one for one in served.versions} if served else {}
+    whole = sum(one.weight for one in shares.values()) or 1.0
+    rows = [["version", "aliases", "traffic", "shadow", "artifact"]]
+    for one in registry.versions(*names):
+        found = shares.get(str(one))
+        told = [f"{found.weight / whole:.1%}", f"{found.shadow:.0%}"] if found else ["", ""]
+        rows.append([str(one), ", ".join(one.aliases), *told, str(one.folder)])
+    print(format_table(rows))
 
 
 def _trace(registry: "Registry", root: Path, reference: str) -> None:

@@ -1,8 +1,11 @@
-"""Builds and runs the ranking endpoint: an ingress before a pool of ranker replicas.
+"""Builds and runs the ranking endpoint: an ingress before versions of a student, each with a pool of replicas.
 
 python -m serve.app --model shop@champion serve.port=8000
 serve run serve.app:build model=shop@champion
 serve deploy serve/config.yaml
+
+Each version is a Serve application of its own, `version`, beside that of the ingress, `ingress`, so that `jobs.deploy`
+can add, weigh and remove versions while the endpoint runs. `build` is both in one, with one version.
 """
 
 import os
@@ -14,23 +17,24 @@ from typing import Any
 
 from ray import serve
 
-from rankstill.artifacts import WEIGHTS, Artifact, load_artifact
+from rankstill.artifacts import WEIGHTS, load_artifact
 from rankstill.cli import add_config_arguments, make_parser, run_command
-from rankstill.cluster import connect
+from rankstill.cluster import connect, dashboard
 from rankstill.config import Serve
 from rankstill.configfile import load_config
 from rankstill.errors import AddressError
 from rankstill.item_index import open_index
 from rankstill.progress import Reporter
 from rankstill.registry import find_version
+from rankstill.served import Served, Version
+from rankstill.serving import APP, INGRESS, Serving, app_of, with_served
 from serve.endpoint import RANKER, Endpoint, EndpointSettings
 from serve.guard import Guard
 from serve.keys import read_keys
 from serve.ranker import Ranker, RankerSettings
-from serve.traffic import Served, Version
 
-NAME = "rankstill"
-"""Name of the Serve application."""
+VERSIONS = 4
+"""Versions that fit beside each other: each replica reserves so much less than it uses."""
 deployment: Any = serve.deployment  # pyright reads the decorated class as a function
 WITHOUT_DATA = {"data": {"shop": {}}}
 """What stands in for a config file: serving reads no data."""
@@ -67,40 +71,29 @@ def make_api() -> Guard:
 
 
 def build(arguments: BuildArguments) -> serve.Application:
-    """Ingress and one version in one Serve application, for `serve run`, `serve deploy` and `python -m serve.app`.
+    """Ingress and one version in one Serve application.
 
     Raises:
         ModelError: no such model, or an artifact that isn't whole.
     """
-    folder, names = find_model(arguments.model, Path(arguments.root))
-    artifact = load_artifact(folder, "model")
-    version = Version(version=names[0], names=names[1:], fields=tuple(artifact.fields))
-    served = Served(name=names[0].partition("/")[0], versions=(version,))
-    settings = EndpointSettings(
-        max_documents=arguments.max_documents,
-        max_body_bytes=arguments.max_body_bytes,
-        timeout_ms=arguments.timeout_ms,
-        keys=str(Path(arguments.keys).expanduser().absolute()) if arguments.keys else "",
-        feedback=str(Path(arguments.root).expanduser().absolute() / "feedback" / "events.db"),
-    )
-    read_keys(settings.keys)
-    ingress = deployment(
-        serve.ingress(make_api)(Ingress),
-        name="Ingress",
-        user_config=served.model_dump(mode="json"),
-        # More than the rankers hold and let wait: what is too much for them must get here to be answered 429.
-        max_ongoing_requests=4 * arguments.queue * arguments.replicas,
-        ray_actor_options={"num_cpus": 0},
-    )
-    return ingress.bind(settings, ranker(arguments, folder, artifact))
+    served = Served(name=served_name(arguments), versions=(described(arguments),))
+    options = {"user_config": served.model_dump(mode="json")}
+    return ingress_deployment(arguments).options(**options).bind(endpoint_settings(arguments), version(arguments))
 
 
-def ranker(arguments: BuildArguments, folder: Path, artifact: Artifact) -> serve.Application:
+def ingress(arguments: BuildArguments) -> serve.Application:
+    """The ingress alone; the `user_config` of its deployment says what it serves."""
+    return ingress_deployment(arguments).bind(endpoint_settings(arguments))
+
+
+def version(arguments: BuildArguments) -> serve.Application:
     """The replicas of one version.
 
     Raises:
-        ModelError: the item index isn't there, or is another student's.
+        ModelError: no such model, an artifact that isn't whole, or an item index of another student.
     """
+    folder, _ = find_model(arguments.model, Path(arguments.root))
+    artifact = load_artifact(folder, "model")
     cpus = os.cpu_count() or 1
     index = str(Path(arguments.index).expanduser().absolute()) if arguments.index else ""
     if index:
@@ -111,7 +104,7 @@ def ranker(arguments: BuildArguments, folder: Path, artifact: Artifact) -> serve
         num_replicas=arguments.replicas,
         max_ongoing_requests=arguments.queue,
         max_queued_requests=arguments.queue,
-        ray_actor_options={"num_cpus": min(1.0, cpus / arguments.replicas)},
+        ray_actor_options={"num_cpus": min(1.0, cpus / arguments.replicas) / VERSIONS},
     ).bind(
         RankerSettings(
             folder=str(folder),
@@ -126,10 +119,70 @@ def ranker(arguments: BuildArguments, folder: Path, artifact: Artifact) -> serve
     )
 
 
+def ingress_deployment(arguments: BuildArguments) -> Any:
+    """The ingress's deployment, not yet bound."""
+    return deployment(
+        serve.ingress(make_api)(Ingress),
+        name=INGRESS,
+        # More than the rankers hold and let wait: what is too much for them must get here to be answered 429.
+        max_ongoing_requests=4 * arguments.queue * arguments.replicas,
+        ray_actor_options={"num_cpus": 0},
+    )
+
+
+def endpoint_settings(arguments: BuildArguments) -> EndpointSettings:
+    """What the ingress is told.
+
+    Raises:
+        ConfigError: a file of keys that can't be read.
+    """
+    keys = str(Path(arguments.keys).expanduser().absolute()) if arguments.keys else ""
+    read_keys(keys)
+    return EndpointSettings(
+        max_documents=arguments.max_documents,
+        max_body_bytes=arguments.max_body_bytes,
+        timeout_ms=arguments.timeout_ms,
+        keys=keys,
+        feedback=str(Path(arguments.root).expanduser().absolute() / "feedback" / "events.db"),
+    )
+
+
+def described(arguments: BuildArguments, app: str = "") -> Version:
+    """A version as the ingress knows it.
+
+    Raises:
+        ModelError: no such model, or an artifact that isn't whole.
+    """
+    folder, names = find_model(arguments.model, Path(arguments.root))
+    fields = tuple(load_artifact(folder, "model").fields)
+    return Version(version=names[0], names=names[1:], fields=fields, app=app)
+
+
+def served_name(arguments: BuildArguments) -> str:
+    """What callers ask for."""
+    return find_model(arguments.model, Path(arguments.root))[1][0].partition("/")[0]
+
+
+def whole_config(arguments: BuildArguments) -> dict[str, Any]:
+    """Ingress and one version as two applications, for Serve's REST interface."""
+    own = described(arguments)
+    app = app_of(own.version)
+    served = Served(name=served_name(arguments), versions=(own.model_copy(update={"app": app}),))
+    given = arguments.model_dump(mode="json")
+    like = {"runtime_env": {}, "args": given}
+    front = {"name": APP, "route_prefix": "/", "import_path": "serve.app:ingress", **like}
+    back = {"name": app, "route_prefix": None, "import_path": "serve.app:version", **like}
+    config = {
+        "http_options": {"host": arguments.host, "port": arguments.port},
+        "applications": [front, {**back, "args": {**given, "model": own.version if own.names else arguments.model}}],
+    }
+    return with_served(config, served)
+
+
 def find_model(reference: str, root: Path) -> tuple[Path, tuple[str, ...]]:
     """The artifact folder behind a reference, and the names that callers may use for it, the version first."""
     if version := find_version(reference, root.expanduser().resolve(), "--model"):
-        return version.folder, (str(version), version.name, *(f"{version.name}@{alias}" for alias in version.aliases))
+        return version.folder, (str(version), *(f"{version.name}@{alias}" for alias in version.aliases))
     folder = Path(reference).expanduser().resolve()
     return folder, (folder.name,)
 
@@ -143,16 +196,19 @@ def main() -> None:
     config = load_config(arguments.config or WITHOUT_DATA, arguments.overrides)
     settings = config.serve
     require_free(settings.host, settings.port)
-    application = build(BuildArguments(model=arguments.model, root=str(config.storage.folder), **settings.model_dump()))
+    root = str(config.storage.folder.expanduser().absolute())
+    given = whole_config(BuildArguments(model=arguments.model, root=root, **settings.model_dump()))
     stop = threading.Event()
     with Reporter() as reporter:
         reporter.event("serve", state="starting", model=arguments.model)
         connect()
         serve.start(http_options={"host": settings.host, "port": settings.port})
-        serve.run(application, name=NAME)
+        address = dashboard()
+        Serving(address).deploy(given, lambda waits: reporter.event("serve", state="waiting", applications=waits))
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own
             signal.signal(number, lambda *_: stop.set())
-        reporter.event("serve", state="ready", url=f"http://{settings.host}:{settings.port}/v1/rerank")
+        url = f"http://{settings.host}:{settings.port}/v1/rerank"
+        reporter.event("serve", state="ready", url=url, RAY_DASHBOARD_ADDRESS=address)
         stop.wait()
         reporter.event("serve", state="stopping")
         serve.shutdown()

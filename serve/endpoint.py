@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from rankstill.served import Served, Version
 from rankstill.text import encodable, normalise, render_item
 from serve.api import (
     Document,
@@ -37,7 +38,7 @@ from serve.guard import Guard, problem, retry_after
 from serve.keys import Key, read_keys
 from serve.observed import Observed
 from serve.ranker import Refusal, ScoreRequest, Scores
-from serve.traffic import Served, Traffic, Version
+from serve.traffic import Traffic
 
 READY_SECONDS = 2.0
 RANKER = "Ranker"

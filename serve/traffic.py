@@ -8,50 +8,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from rankstill.served import Served, Version
 
 WINDOW_SECONDS, FEWEST, WORST = 30.0, 20, 0.2
 """A version is taken out where, within so many seconds, of at least so many requests more than this share failed."""
 OUT_SECONDS = 60.0
 """After so long it is tried again."""
-
-
-class Version(BaseModel):
-    """A version that is served."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: str
-    """Its name, such as shop/3."""
-    app: str = ""
-    """Serve application that holds it; empty is the ingress's own."""
-    names: tuple[str, ...] = ()
-    """Other names that stand for it, such as shop@champion."""
-    fields: tuple[str, ...]
-    """Item fields that make up an item's text."""
-    weight: float = Field(default=1.0, ge=0)
-    """Its share of the traffic, beside those of the others."""
-    shadow: float = Field(default=0.0, ge=0, le=1)
-    """Share of the other versions' requests that it gets copies of, whose answers nobody waits for."""
-
-
-class Served(BaseModel):
-    """All versions of one name; an ingress takes it as its `user_config`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    """What callers ask for, such as shop."""
-    versions: tuple[Version, ...] = Field(min_length=1)
-    """The champion first."""
-
-    @model_validator(mode="after")
-    def _somebody_answers(self) -> "Served":
-        if not any(one.weight for one in self.versions):
-            raise ValueError("no version has a weight above 0; give one to the champion")
-        if len({one.version for one in self.versions}) < len(self.versions):
-            raise ValueError("a version is named twice; name each once")
-        return self
 
 
 class Traffic:

@@ -146,7 +146,7 @@ def test_what_a_version_came_from_is_a_run_of_mlflow(registry, artifact):
     params = {f"distill.{number}": number for number in range(150)}
     version = registry.register("logged", artifact("a"), {}, Record("student", params, epochs, {"data": "d00"}))
     client = MlflowClient(tracking_uri=registry.uri, registry_uri=registry.uri)
-    run = client.get_run(client.get_model_version("logged", str(version.number)).run_id)
+    run = client.get_run(str(client.get_model_version("logged", str(version.number)).run_id))
     assert len(run.data.params) == 150
     assert run.data.params["distill.7"] == "7"
     assert run.data.tags["data"] == "d00"
@@ -162,7 +162,7 @@ def test_what_was_not_registered_is_a_run_too_and_one_only(registry):
     for _ in range(2):
         registry.record("tried", trial)
     client = MlflowClient(tracking_uri=registry.uri, registry_uri=registry.uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("tried").experiment_id])
+    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments() if one.name == "tried"])
     assert (run.info.run_name, run.info.status) == ("sweep 000-a", "KILLED")
     assert run.data.metrics == {"ndcg_at_10": 0.5}
     assert registry.versions("tried") == []

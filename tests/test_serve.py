@@ -15,7 +15,8 @@ from rankstill.cross_encoder import CrossEncoder
 from rankstill.encoders import random_model, random_tokenizer
 from rankstill.errors import AddressError, ModelError
 from rankstill.model_config import RandomModel
-from serve.app import NAME, BuildArguments, build, require_free
+from rankstill.serving import APP
+from serve.app import BuildArguments, build, require_free
 
 QUERY = "Red Drill"
 DOCUMENTS = ["blue lamp", "a red drill for steel", "red paint", "drill bit"]
@@ -44,7 +45,7 @@ def url(cluster, artifact):
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     arguments = BuildArguments(model=str(artifact), max_documents=50, max_body_bytes=20_000, replicas=2)
-    serve.run(build(arguments), name=NAME)
+    serve.run(build(arguments), name=APP)
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 
@@ -188,9 +189,9 @@ def test_an_endless_query_costs_no_endless_time(artifact):
 
 
 def test_full_queues_are_answered_429_and_drain(url, artifact):
-    serve.delete(NAME)  # the last test of this file: the cluster has no CPU for a second endpoint
+    serve.delete(APP)  # the last test of this file: the cluster has no CPU for a second endpoint
     arguments = BuildArguments(model=str(artifact), replicas=1, queue=1)
-    serve.run(build(arguments), name=NAME)
+    serve.run(build(arguments), name=APP)
     documents = [f"drill {number}" for number in range(500)]
     with ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(lambda _: rerank(url, documents=documents), range(64)))

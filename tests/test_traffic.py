@@ -3,8 +3,9 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
+from rankstill.served import Served, Version
 from serve import traffic
-from serve.traffic import Served, Traffic, Version
+from serve.traffic import Traffic
 
 
 def served(*weights: float, shadows: tuple[float, ...] = ()) -> Traffic:

@@ -51,6 +51,14 @@ def connect() -> None:
         raise RunError(f"{where} ({reason}); start a cluster with `ray start --head` and set RAY_ADDRESS") from error
 
 
+def dashboard() -> str:
+    """Address of the dashboard of the cluster that this process has joined."""
+    url = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url
+    if not url:
+        raise RunError("the Ray cluster has no dashboard, through which Serve is told what to run; start it with one")
+    return f"http://{url}"
+
+
 def share_of(resources: Resources) -> Share:
     """Resolve "auto" against the connected cluster; call `connect` first.
 

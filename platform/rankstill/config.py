@@ -150,6 +150,8 @@ class Serve(Section):
     """Documents a request; more are answered 413."""
     max_body_bytes: int = Field(default=32_000_000, ge=1024)
     """Bytes of a request body; more are answered 413."""
+    rollback_window: float = Field(default=3600.0, ge=0)
+    """Seconds for which a version that lost its traffic stays loaded; the next jobs.deploy after that removes it."""
     keys: str = ""
     """File of API keys (python -m serve.keys); empty asks for none, which only loopback addresses may do."""
     open: bool = False

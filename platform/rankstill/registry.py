@@ -152,8 +152,8 @@ class Registry:
                 self._client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
         return self.resolve(f"{version.name}/{version.number}", field), before
 
-    def rollback(self, name: str, field: str) -> tuple[Version, Version]:
-        """Make the champion before this one champion again; returns it and the one that it replaces.
+    def previous(self, name: str, field: str) -> Version:
+        """The champion before this one.
 
         Raises:
             ModelError: there is none, or its files are gone.
@@ -161,7 +161,7 @@ class Registry:
         aliases = {alias for version in self.versions(name) for alias in version.aliases}
         if PREVIOUS not in aliases:
             raise ModelError(f"{field}: {name!r} has had one champion only; promote another version first")
-        return self.promote(f"{name}@{PREVIOUS}", field)
+        return self.resolve(f"{name}@{PREVIOUS}", field)
 
     def versions(self, name: str = "") -> list[Version]:
         """All versions, of one name or of all, in order."""

@@ -1,0 +1,181 @@
+"""Changes what a running endpoint serves, through the REST interface of Ray Serve."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import requests
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+from ray.exceptions import AuthenticationError
+
+from rankstill.errors import RunError
+from rankstill.served import Served, Version
+
+APP, INGRESS = "rankstill", "Ingress"
+"""The Serve application that clients reach, and its deployment."""
+ADDRESS = "http://127.0.0.1:8265"
+POLL_SECONDS, DEPLOY_SECONDS = 0.25, 600.0
+FAILURES = (requests.RequestException, RuntimeError, AuthenticationError)
+"""What the client raises where Serve doesn't answer, or says no."""
+Config = dict[str, Any]
+
+
+class Serving:
+    """The endpoint of one Ray cluster; RAY_DASHBOARD_ADDRESS, where set, is that of its dashboard."""
+
+    def __init__(self, address: str = "") -> None:
+        """Raises RunError where nothing answers."""
+        self._address = address or os.environ.get("RAY_DASHBOARD_ADDRESS", ADDRESS)
+        try:
+            self._client = ServeSubmissionClient(self._address)
+        except (*FAILURES, ConnectionError, ValueError) as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> RunError:
+        reason = " ".join(str(error).split())[:200]
+        return RunError(
+            f"Ray Serve can't be reached at {self._address} ({reason}); start it, or set RAY_DASHBOARD_ADDRESS"
+        )
+
+    def details(self) -> dict[str, Any]:
+        """What Serve tells of all applications."""
+        try:
+            return self._client.get_serve_details()
+        except FAILURES as error:
+            raise self._failed(error) from error
+
+    def config(self) -> Config:
+        """What is deployed, as it can be deployed again."""
+        details = self.details()
+        applications = [one["deployed_app_config"] for one in details["applications"].values()]
+        kept = {key: details[key] for key in ("http_options", "proxy_location") if details.get(key)}
+        return {**kept, "applications": [one for one in applications if one]}
+
+    def served(self) -> Served | None:
+        """The versions that the endpoint serves; None where there is no endpoint."""
+        for application in self.config()["applications"]:
+            if application["name"] == APP:
+                (ingress,) = [one for one in application["deployments"] if one["name"] == INGRESS]
+                return Served.model_validate(ingress["user_config"])
+        return None
+
+    def deploy(self, config: Config, waiting: Callable[[str], None] = lambda _: None) -> None:
+        """Deploy, and wait until it is true; `waiting` is told what isn't yet, once a change.
+
+        Raises:
+            RunError: it fails, or takes too long.
+        """
+        try:
+            self._client.deploy_applications(config)
+        except FAILURES as error:
+            raise self._failed(error) from error
+        wanted, told = {one["name"] for one in config["applications"]}, ""
+        end = time.monotonic() + DEPLOY_SECONDS
+        while True:
+            found = self.details()["applications"]
+            states = {name: found.get(name, {"status": "NOT_STARTED"})["status"] for name in wanted}
+            for name, state in states.items():
+                if state in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    message = " ".join(str(found[name].get("message", "")).split())[-400:]
+                    raise RunError(f"Serve application {name!r} is {state}: {message}; see its log in the dashboard")
+            waits = ", ".join(sorted(name for name, state in states.items() if state != "RUNNING"))
+            if not waits and not found.keys() - wanted:
+                return
+            if waits != told:
+                waiting(waits)
+                told = waits
+            if time.monotonic() > end:
+                raise RunError(f"Serve applications {waits} are not running after {DEPLOY_SECONDS:g} s; see their logs")
+            time.sleep(POLL_SECONDS)
+
+
+def with_traffic(config: Config, served: Served) -> Config:
+    """The config with other versions behind the ingress."""
+    deployments = [{"name": INGRESS, "user_config": served.model_dump(mode="json")}]
+    applications = [
+        {**one, "deployments": deployments} if one["name"] == APP else one for one in config["applications"]
+    ]
+    return {**config, "applications": applications}
+
+
+def with_served(config: Config, served: Served) -> Config:
+    """`with_traffic`, and without the applications of versions that are gone."""
+    needed = {APP, *(one.app for one in served.versions)}
+    kept = [one for one in config["applications"] if one["name"] in needed]
+    return with_traffic({**config, "applications": kept}, served)
+
+
+def with_version(config: Config, version: Version, model: str) -> Config:
+    """The config with the application of one more version, whose settings are the champion's."""
+    if any(one["name"] == version.app for one in config["applications"]):
+        return config
+    like = next(one for one in config["applications"] if one["name"] != APP)
+    added = {**like, "name": version.app, "args": {**like["args"], "model": model}}
+    return {**config, "applications": [*config["applications"], added]}
+
+
+def app_of(version: str) -> str:
+    """Name of the Serve application of a version."""
+    return version.replace("/", "-").replace("@", "-")
+
+
+class Endpoint:
+    """A running endpoint, whose versions change one step at a time: what is not warm gets no traffic."""
+
+    def __init__(self, serving: Serving, waiting: Callable[[str], None]) -> None:
+        self._serving, self._waiting = serving, waiting
+
+    @property
+    def served(self) -> Served | None:
+        """Its versions; None where none runs."""
+        return self._serving.served()
+
+    def serves(self, name: str) -> bool:
+        """Whether it runs, and serves versions of this name."""
+        served = self.served
+        return served is not None and served.name == name
+
+    def promote(self, version: Version, window: float) -> None:
+        """Give all traffic to a version; the others stay loaded, but those that have been idle for `window` seconds."""
+        self._load(version)
+        self._change(lambda served: served.promoted(version.version, time.time()), window)
+
+    def share(self, version: Version, percent: Mapping[str, float], window: float) -> None:
+        """Give a version a share of the traffic (weight), or of copies (shadow)."""
+        self._load(version)
+        if "shadow" in percent:
+            self._change(lambda served: served.shadowed(version.version, percent["shadow"] / 100), window)
+        if "weight" in percent:
+            self._change(lambda served: served.shared(version.version, percent["weight"] / 100), window)
+
+    def drain(self, version: str) -> None:
+        """Take a version out: first its traffic, then its replicas."""
+        config, served = self._now()
+        left = served.without(version)
+        parked = served.joined(served.known(version).model_copy(update={"weight": 0.0, "shadow": 0.0}))
+        self._serving.deploy(with_traffic(config, parked), self._waiting)
+        self._serving.deploy(with_served(config, left), self._waiting)
+
+    def _load(self, version: Version) -> None:
+        """Have a version's replicas up and warm."""
+        config, served = self._now()
+        if served.find(version.version) is None:
+            config = with_version(config, version, version.version)
+            self._serving.deploy(config, self._waiting)
+            self._serving.deploy(with_served(config, served.joined(version)), self._waiting)
+
+    def _change(self, change: Callable[[Served], Served], window: float) -> None:
+        """Change the traffic; then remove what has been without any for long."""
+        config, served = self._now()
+        changed = change(served)
+        self._serving.deploy(with_traffic(config, changed), self._waiting)
+        for one in changed.idle(time.time() - window):
+            changed = changed.without(one.version)
+        self._serving.deploy(with_served(config, changed), self._waiting)
+
+    def _now(self) -> tuple[Config, Served]:
+        served = self.served
+        if served is None:
+            raise RunError("the endpoint is gone; start it again")
+        return self._serving.config(), served
