@@ -40,6 +40,8 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if _PLAIN.fullmatch(given) else uuid.uuid4().hex
         passed = [(name.encode(), headers[name].encode("latin-1")) for name in TRACE if name in headers]
+        if not given:  # else Serve's proxy, which gives every request one, repeats it
+            passed.append((b"x-request-id", request_id.encode()))
         caller, problem = self._admit(scope["path"], headers)
         state: dict[str, Any] = scope.setdefault("state", {})
         state.update(caller=caller, request_id=request_id, began=began, told={})
@@ -48,8 +50,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = [(b"x-request-id", request_id.encode()), *passed]
-                message = {**message, "headers": [*message.get("headers", []), *own]}
+                message = {**message, "headers": [*message.get("headers", []), *passed]}
             await send(message)
 
         try:

@@ -1,22 +1,42 @@
 """The endpoint over HTTP, on the shared cluster."""
 
+import json
 import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cohere
 import httpx
 import numpy as np
+import polars as pl
 import pytest
 from ray import serve
 
 from rankstill.artifacts import export_artifact, load_artifact
+from rankstill.cluster import dashboard
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.encoders import random_model, random_tokenizer
 from rankstill.errors import AddressError, ModelError
-from rankstill.model_config import RandomModel
-from rankstill.serving import APP
-from serve.app import BuildArguments, build, require_free
+from rankstill.item_index import (
+    ItemIndex,
+    KnownItemScorer,
+    append_items,
+    create_index,
+    encode_items,
+    missing_items,
+    tower_of,
+)
+from rankstill.model_config import RandomModel, Student
+from rankstill.registry import Registry
+from rankstill.served import Version
+from rankstill.serving import APP, Endpoint, Serving
+from rankstill.students import make_student
+from serve.app import BuildArguments, build, require_free, whole_config
 
 QUERY = "Red Drill"
 DOCUMENTS = ["blue lamp", "a red drill for steel", "red paint", "drill bit"]
@@ -28,26 +48,51 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("artifact") / "student"
-    folder.mkdir()
+def make_artifact(folder: Path, family: str = "cross") -> Path:
+    folder.mkdir(parents=True)
     tokenizer = random_tokenizer([*DOCUMENTS, QUERY], 300, 32)
-    model = random_model(RandomModel(layers=1, width=32, heads=2), len(tokenizer), 32)
-    # A random head barely tells documents apart; a larger one does.
-    model.classifier.weight.data *= 100
-    export_artifact(CrossEncoder(model.eval(), tokenizer, 32), folder, {}, ["title", "brand"])
+    model: Any = random_model(RandomModel(layers=1, width=32, heads=2), len(tokenizer), 32)
+    encoder = CrossEncoder(model.eval(), tokenizer, 32)
+    if family != "cross":
+        encoder = make_student(Student(family="late", init="teacher", layers=1, vectors=4, width=16), encoder, seed=0)
+    else:  # a random head barely tells documents apart; a larger one does
+        model.classifier.weight.data *= 100
+    export_artifact(encoder, folder, {}, ["title", "brand"])
     return folder
 
 
 @pytest.fixture(scope="module")
-def url(cluster, artifact):
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry of two versions: shop/1, which is champion, takes pairs; shop/2 has two towers."""
+    root = tmp_path_factory.mktemp("storage")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        registry = Registry(root)
+        for name, family in (("one", "cross"), ("two", "late")):
+            registry.register("shop", make_artifact(root / "artifacts" / name, family), {})
+    return root
+
+
+@pytest.fixture(scope="module")
+def artifact(root: Path) -> Path:
+    return root / "artifacts" / "one"
+
+
+@pytest.fixture(scope="module")
+def serving(cluster) -> Iterator[Serving]:
+    yield Serving(dashboard())
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def url(serving: Serving, root: Path) -> str:
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    arguments = BuildArguments(model=str(artifact), max_documents=50, max_body_bytes=20_000, replicas=2)
-    serve.run(build(arguments), name=APP)
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
+    arguments = BuildArguments(
+        model="shop@champion", root=str(root), port=port, max_documents=50, max_body_bytes=20_000, replicas=2
+    )
+    serving.deploy(whole_config(arguments))
+    return f"http://127.0.0.1:{port}"
 
 
 def rerank(url: str, **body: object) -> httpx.Response:
@@ -66,7 +111,7 @@ def test_ranking_is_the_students(url, artifact):
     for result in answer["results"]:
         assert result["relevance_score"] == pytest.approx(expected[result["index"]], abs=1e-5)
         assert "document" not in result
-    assert answer["model"] == "student"
+    assert answer["model"] == answer["model_version"] == "shop/1"
     assert answer["usage"]["total_tokens"] > len(DOCUMENTS) * 4
 
 
@@ -119,15 +164,17 @@ def test_a_body_that_is_no_json_is_refused(url):
 
 
 def test_v2_refuses_unknown_fields(url):
-    body = {"model": "student", "query": QUERY, "documents": DOCUMENTS}
+    body = {"model": "shop", "query": QUERY, "documents": DOCUMENTS}
     assert httpx.post(f"{url}/v2/rerank", json=body, timeout=30).status_code == 200
     assert httpx.post(f"{url}/v2/rerank", json={**body, "colour": 1}, timeout=30).status_code == 422
 
 
 def test_health_readiness_and_models(url):
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
-    assert httpx.get(f"{url}/readyz").json() == {"status": "ready", "model": "student"}
-    assert [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]] == ["student"]
+    assert httpx.get(f"{url}/readyz").json() == {"status": "ready", "model": "shop/1"}
+    (model,) = httpx.get(f"{url}/v1/models").json()["data"]
+    assert (model["id"], model["weight"], model["taken_out"]) == ("shop/1", 1.0, False)
+    assert "shop@champion" in model["names"]
 
 
 def test_requests_at_once_get_their_own_answers(url, artifact):
@@ -145,7 +192,7 @@ def test_requests_at_once_get_their_own_answers(url, artifact):
 @pytest.mark.parametrize("client", [cohere.Client, cohere.ClientV2])
 def test_the_cohere_sdk_works(url, client):
     with client(api_key="unused", base_url=url) as sdk:
-        answer = sdk.rerank(model="student", query=QUERY, documents=DOCUMENTS, top_n=2)
+        answer = sdk.rerank(model="shop@champion", query=QUERY, documents=DOCUMENTS, top_n=2)
     expected = rerank(url, top_n=2).json()["results"]
     assert [(r.index, r.relevance_score) for r in answer.results] == [
         (r["index"], pytest.approx(r["relevance_score"])) for r in expected
@@ -186,6 +233,164 @@ def test_an_endless_query_costs_no_endless_time(artifact):
     pairs = scorer.tokenise([endless], ["lamp"])
     assert len(pairs.input_ids[0]) == scorer.max_length
     assert scorer.score([endless], ["lamp"]) == pytest.approx(scorer.score(["red drill " * 200], ["lamp"]))
+
+
+def test_tei_clients_get_teis_form(url, artifact):
+    body = {"query": QUERY, "texts": DOCUMENTS, "return_text": True}
+    answer = httpx.post(f"{url}/rerank", json=body, timeout=30).json()
+    expected = expected_scores(artifact, DOCUMENTS)
+    assert [one["index"] for one in answer] == np.argsort(-expected, kind="stable").tolist()
+    assert [one["score"] for one in answer] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    assert [one["text"] for one in answer] == [DOCUMENTS[one["index"]] for one in answer]
+    raw = httpx.post(f"{url}/rerank", json={**body, "raw_scores": True}, timeout=30).json()
+    assert [1 / (1 + np.exp(-one["score"])) for one in raw] == pytest.approx([one["score"] for one in answer])
+    same = httpx.post(f"{url}/rerank", json={"query": QUERY, "documents": DOCUMENTS}, timeout=30).json()
+    assert same["results"] == rerank(url).json()["results"]
+    empty = httpx.post(f"{url}/rerank", json={"query": QUERY, "texts": []}, timeout=30)
+    assert (empty.status_code, empty.json()["error_type"]) == (400, "Empty")
+    odd = httpx.post(f"{url}/rerank", json={"query": QUERY, "texts": [3]}, timeout=30)
+    assert (odd.status_code, odd.json()["error_type"]) == (422, "Validation")
+    assert httpx.post(f"{url}/rerank", content=b"{", timeout=30).status_code == 422
+
+
+def test_a_request_has_an_identity_and_its_documents_theirs(url):
+    body = {"query": QUERY, "documents": [{"id": "a7", "title": "red drill"}, "lamp"]}
+    answer = httpx.post(f"{url}/v1/rerank", json=body, headers={"x-request-id": "mine"}, timeout=30)
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine"
+    assert {one["index"]: one.get("id") for one in answer.json()["results"]} == {0: "a7", 1: None}
+
+
+def test_an_id_that_nobody_knows_needs_a_text(url):
+    answer = rerank(url, documents=["lamp", {"id": "a7"}])
+    assert answer.status_code == 422
+    assert answer.json()["message"].startswith("documents: 1 have an id that is not indexed and no text")
+
+
+def test_time_that_is_over_is_not_worked_for(url):
+    body = {"query": QUERY, "documents": DOCUMENTS}
+    answers = [
+        httpx.post(f"{url}/v1/rerank", json=body, headers={"x-timeout-ms": given}, timeout=30).status_code
+        for given in ("20000", "1", "0", "soon")
+    ]
+    assert answers[0] == 200
+    assert answers[1] in (429, 504)
+    assert answers[2:] == [422, 422]
+
+
+def test_feedback_is_stored_once(url, root):
+    event = {"event_id": "e1", "event": "click", "item_id": "a7", "request_id": "mine", "position": 0}
+    answers = [
+        httpx.post(f"{url}/v1/feedback", json=body, timeout=30).json()
+        for body in (event, {"events": [event, {**event, "event_id": "e2", "event": "purchase"}]})
+    ]
+    assert answers == [{"stored": 1, "known": 0}, {"stored": 1, "known": 1}]
+    assert (root / "feedback" / "events.db").is_file()
+    assert httpx.post(f"{url}/v1/feedback", json={**event, "event": "look"}, timeout=30).status_code == 422
+
+
+def test_prometheus_reads_what_happened(url):
+    rerank(url)
+    text = httpx.get(f"{url}/metrics").text
+    assert 'rankstill_rankings_total{outcome="answered",version="shop/1"}' in text
+    assert 'rankstill_stage_seconds_count{stage="forward",version="shop/1"}' in text
+    assert 'rankstill_requests_total{route="/v1/rerank",status="200"}' in text
+
+
+def test_the_description_holds_every_route_and_every_schema(url):
+    tree = httpx.get(f"{url}/openapi.json").json()
+    assert {"/v1/rerank", "/v2/rerank", "/rerank", "/v1/feedback", "/v1/models"} <= tree["paths"].keys()
+    wanted = {part for part in json.dumps(tree).split('"') if part.startswith("#/components/schemas/")}
+    assert {name.rsplit("/", 1)[1] for name in wanted} <= tree["components"]["schemas"].keys()
+
+
+def test_versions_come_share_and_go_without_a_lost_request(url, serving, root):
+    """Shares, promotion, rollback and the end of a version, while requests go on."""
+    registry = Registry(root)
+    second = registry.resolve("shop/2", "test")
+    version = Version(version="shop/2", app="shop-2", fields=("title", "brand"), weight=0.0)
+    endpoint = Endpoint(serving, lambda _: None)
+    late = load_artifact(second.folder).scorer()
+    expected = {
+        "shop/1": expected_scores(root / "artifacts" / "one", DOCUMENTS),
+        "shop/2": 1 / (1 + np.exp(-late.score(["red drill"] * 4, DOCUMENTS).astype(np.float64))),
+    }
+    answers: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        number = 0
+        while not stop.is_set():
+            answer = rerank(url, user=f"caller {number % 40}")
+            if answer.status_code == 200:
+                found = {one["index"]: one["relevance_score"] for one in answer.json()["results"]}
+                name = answer.json()["model_version"]
+                assert [found[place] for place in range(4)] == pytest.approx(expected[name].tolist(), abs=1e-3)
+                answers.append((number % 40, name))
+            else:
+                answers.append((answer.status_code, answer.text))
+            number += 1
+
+    def seen() -> Counter[str]:
+        """Who answers from now on."""
+        answers.clear()
+        while len(answers) < 80:
+            assert caller.is_alive()
+            time.sleep(0.02)
+        return Counter(name for _, name in answers)
+
+    caller = threading.Thread(target=ask)
+    caller.start()
+    try:
+        assert set(seen()) == {"shop/1"}
+        endpoint.share(version, {"weight": 50}, window=3600)
+        assert set(seen()) == {"shop/1", "shop/2"}
+        by_caller = {pair for pair in answers if pair[0] < 40}
+        assert len(by_caller) == 40, "a caller stays with its version"
+        named = {"query": QUERY, "documents": DOCUMENTS, "model": "shop/2"}
+        assert httpx.post(f"{url}/v1/rerank", json=named, timeout=30).json()["model"] == "shop/2"
+        endpoint.promote(version, window=3600)
+        assert set(seen()) == {"shop/2"}
+        champion = Version(version="shop/1", app="shop-1", fields=("title", "brand"))
+        endpoint.promote(champion, window=3600)
+        assert set(seen()) == {"shop/1"}
+        endpoint.drain("shop/2")
+        assert set(seen()) == {"shop/1"}
+    finally:
+        stop.set()
+        caller.join()
+    assert {name for _, name in answers} <= {"shop/1", "shop/2"}
+    assert sorted(serving.details()["applications"]) == [APP, "shop-1"]
+    assert httpx.post(f"{url}/v1/rerank", json=named, timeout=30).status_code == 404
+
+
+def test_items_are_scored_from_an_index_that_changes(url, root):
+    """Behind the other tests of versions: from here on the ingress and one version are one application."""
+    student = load_artifact(root / "artifacts" / "two")
+    late, hashed = student.encoder(), student.manifest["files"]["model.safetensors"]["sha256"]
+    index = create_index(root / "index", "index", hashed, tower_of(late), ["title"])
+
+    def add(index: ItemIndex, *names: str) -> ItemIndex:
+        missing = missing_items(index, pl.DataFrame({"item_id": names, "text": [f"{name} drill" for name in names]}))
+        return append_items(index, missing, [encode_items(late, missing["text"].to_list())])
+
+    index = add(index, "red", "blue")
+    arguments = BuildArguments(model="shop/2", root=str(root), replicas=1, index=str(root / "index"))
+    serve.run(build(arguments), name=APP)
+    documents = [{"id": "red"}, "steel lamp", {"id": "blue", "title": "not looked at"}, {"id": "new", "title": "bit"}]
+    answer = rerank(url, documents=documents).json()
+    known = KnownItemScorer(late, index).score("red drill", ["red", "blue"])
+    texts = student.scorer().score(["red drill"] * 2, ["steel lamp", "bit"])
+    expected = 1 / (1 + np.exp(-np.array([known[0], texts[0], known[1], texts[1]], dtype=np.float64)))
+    found = {one["index"]: one["relevance_score"] for one in answer["results"]}
+    assert [found[place] for place in range(4)] == pytest.approx(expected.tolist(), abs=1e-3)
+    again = {one["index"]: one["relevance_score"] for one in rerank(url, documents=documents).json()["results"]}
+    assert again == pytest.approx(found, abs=1e-3), "from the cache"
+    assert rerank(url, documents=[{"id": "green"}]).status_code == 422
+    add(index, "green")
+    deadline = time.monotonic() + 30
+    while rerank(url, documents=[{"id": "green"}]).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_full_queues_are_answered_429_and_drain(url, artifact):

@@ -12,6 +12,7 @@ Axes: B items, M vectors of an item, W their width, S tokens of a query.
 """
 
 import json
+import threading
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -184,11 +185,15 @@ class ItemEncoder:
         """Raises ConfigError for a cross-encoder, which encodes no items."""
         self._model = tower_of(student, named)
         self._student = student
+        self._tokenising = threading.Lock()  # tokenizers hold the length to cut at
 
     def tokenise(self, texts: Sequence[str], max_length: int | None = None) -> TokenisedPairs:
         """Token ids of queries or items by themselves, cut at the student's length or a shorter one."""
+        if not texts:
+            return TokenisedPairs([], [], np.zeros(0, dtype=np.bool_))
         limit = min(max_length or self._student.max_length, self._student.max_length)
-        encoded = self._student.tokenizer(list(texts), truncation=True, max_length=limit, verbose=False)
+        with self._tokenising:
+            encoded = self._student.tokenizer(list(texts), truncation=True, max_length=limit, verbose=False)
         ids = [np.array(one, dtype=np.int32) for one in encoded["input_ids"]]
         truncated = [bool(one.overflowing) for one in encoded.encodings or []]
         return TokenisedPairs(ids, [np.zeros_like(one) for one in ids], np.array(truncated, dtype=np.bool_))

@@ -1,0 +1,143 @@
+"""What stands before the routes, without Ray: an application in this process."""
+
+import asyncio
+import json
+import logging
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+
+from serve import guard
+from serve.guard import Guard
+from serve.keys import Key, Keys, hash_of
+from serve.observed import Observed
+
+RANK, EVENTS, SLOW = "rk_rank", "rk_events", "rk_slow"
+KEYS = Keys(
+    (
+        Key(name="rank", sha256=hash_of(RANK)),
+        Key(name="events", sha256=hash_of(EVENTS), roles=("feedback",)),
+        Key(name="slow", sha256=hash_of(SLOW), requests_per_second=0.5),
+    )
+)
+
+
+def guarded(keys: Keys = KEYS, limit: int = 1000) -> tuple[Guard, Observed]:
+    api = FastAPI()
+    observed = Observed()
+
+    async def echo(request: Request) -> dict:
+        request.state.told["documents"] = 3
+        state = request.state
+        return {"caller": state.caller.name, "request_id": state.request_id, "body": len(await request.body())}
+
+    for path in ("/v1/rerank", "/rerank", "/v1/feedback"):
+        api.post(path)(echo)
+    api.get("/healthz")(lambda: {"status": "ok"})
+    return Guard(api, keys, limit, observed), observed
+
+
+def ask(app: Guard, path: str = "/v1/rerank", method: str = "POST", **given) -> httpx.Response:
+    async def main() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.request(method, path, **given)
+
+    return asyncio.run(main())
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/v1/rerank", {}, 401),
+        ("/v1/rerank", bearer("rk_other"), 401),
+        ("/v1/rerank", {"authorization": "Basic cms="}, 401),
+        ("/v1/rerank", bearer(RANK), 200),
+        ("/v1/rerank", {"x-api-key": RANK}, 200),
+        ("/v1/rerank", bearer(EVENTS), 403),
+        ("/v1/feedback", bearer(RANK), 403),
+        ("/v1/feedback", bearer(EVENTS), 200),
+        ("/nowhere", {}, 401),
+        ("/nowhere", bearer(RANK), 404),
+    ],
+)
+def test_who_may_do_what(path, headers, status):
+    answer = ask(guarded()[0], path, headers=headers)
+    assert answer.status_code == status
+    assert RANK not in answer.text
+    assert ("www-authenticate" in answer.headers) == (status == 401)
+
+
+def test_health_needs_no_key_and_nobody_needs_one_without_keys():
+    assert ask(guarded()[0], "/healthz", "GET").status_code == 200
+    assert ask(guarded(Keys(()))[0]).json()["caller"] == "anyone"
+
+
+def test_a_caller_over_its_rate_is_told_when_to_come_again():
+    app, _ = guarded()
+    answers = [ask(app, headers=bearer(SLOW)) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 429, 429]
+    assert int(answers[1].headers["retry-after"]) == 2
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_over_the_limit_is_refused(declared):
+    async def chunks():
+        for _ in range(5):
+            yield b"x" * 400
+
+    app, _ = guarded()
+    content = b"x" * 2000 if declared else chunks()
+    answer = ask(app, headers=bearer(RANK), content=content)
+    assert answer.status_code == 413
+    assert "1000 bytes" in answer.json()["message"]
+    assert ask(app, headers=bearer(RANK), content=b"x" * 1000).json()["body"] == 1000
+
+
+def test_a_body_that_never_ends_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
+
+    async def chunks():
+        yield b"x"
+        await asyncio.sleep(30)
+
+    answer = ask(guarded()[0], headers=bearer(RANK), content=chunks())
+    assert answer.status_code == 408
+
+
+def test_teis_route_has_teis_errors():
+    body = ask(guarded()[0], "/rerank", headers=bearer("rk_no")).json()
+    assert body["error"] == body["message"]
+    assert "error_type" in body
+    assert "error_type" not in ask(guarded()[0]).json()
+
+
+def test_identity_and_trace_pass_through():
+    trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+    answer = ask(guarded()[0], headers={**bearer(RANK), **trace})
+    assert len(answer.headers["x-request-id"]) == 32
+    assert answer.headers["traceparent"] == trace["traceparent"]
+    mine = ask(guarded()[0], headers={**bearer(RANK), "x-request-id": "mine-7"})
+    assert mine.json()["request_id"] == "mine-7"
+    odd = ask(guarded()[0], headers={**bearer(RANK), "x-request-id": "a b"})
+    assert len(odd.json()["request_id"]) == 32
+
+
+def test_a_line_of_the_log_tells_who_and_how_long_but_no_texts(caplog):
+    app, observed = guarded()
+    with caplog.at_level(logging.INFO, logger="rankstill.access"):
+        ask(app, headers=bearer(RANK), content=b"the shopper's words")
+        ask(app, headers=bearer("rk_no"))
+    first, second = (json.loads(record.message) for record in caplog.records)
+    assert (first["status"], first["caller"], first["route"], first["documents"]) == (200, "rank", "/v1/rerank", 3)
+    assert (second["status"], second["caller"]) == (401, "")
+    assert "words" not in caplog.text
+    assert RANK not in caplog.text
+    text = observed.text().decode()
+    assert 'rankstill_requests_total{route="/v1/rerank",status="200"} 1.0' in text
+    assert 'rankstill_requests_total{route="none",status="401"} 1.0' in text
