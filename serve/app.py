@@ -144,6 +144,8 @@ def endpoint_settings(arguments: BuildArguments) -> EndpointSettings:
         timeout_ms=arguments.timeout_ms,
         keys=keys,
         feedback=str(Path(arguments.root).expanduser().absolute() / "feedback" / "events.db"),
+        catalogue=arguments.catalogue,
+        fields=described(arguments).fields,
     )
 
 

@@ -5,11 +5,11 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import orjson
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
@@ -20,6 +20,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from rankstill.bm25 import Bm25
+from rankstill.config import Data, Source
+from rankstill.data import read_items
 from rankstill.served import Served, Version
 from rankstill.text import encodable, normalise, render_item
 from serve.api import (
@@ -46,6 +49,12 @@ RANKER = "Ranker"
 MOST_SHADOWS = 32
 """Copies under way at a time; where there are more, no further ones are made."""
 JSON = "application/json"
+PAGE = Path(__file__).with_name("web") / "index.html"
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline';"
+    " style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": text}
@@ -77,6 +86,10 @@ class EndpointSettings:
     """File of API keys."""
     feedback: str
     """File of feedback."""
+    catalogue: str = ""
+    """File of items that the page searches."""
+    fields: tuple[str, ...] = ("title",)
+    """Their fields that make up a text."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,7 @@ class Endpoint:
         self._keys = read_keys(settings.keys)
         self._observed = Observed()
         self._feedback = FeedbackStore(Path(settings.feedback))
+        self._catalogue = Catalogue(settings.catalogue, settings.fields) if settings.catalogue else None
         self._traffic: Traffic | None = None
         self._handles: dict[str, DeploymentHandle] = {}
         self._copies: set[asyncio.Task[Any]] = set()
@@ -131,6 +145,8 @@ class Endpoint:
         api.get("/healthz")(self.healthz)
         api.get("/readyz", responses={503: _PROBLEMS[503]})(self.readyz)
         api.get("/metrics")(self.metrics)
+        api.get("/v1/catalogue", responses={404: _PROBLEMS[404], 422: _PROBLEMS[422]})(self.catalogue)
+        api.get("/", include_in_schema=False)(self.page)
         api.add_exception_handler(RequestValidationError, _on_invalid)
         api.add_exception_handler(HTTPException, _on_problem)
         described = api.openapi
@@ -203,6 +219,18 @@ class Endpoint:
         except (TimeoutError, RayError, RayServeException) as error:
             raise HTTPException(503, "no ranker replica is ready; try again shortly") from error
         return {"status": "ready", "model": champion.version}
+
+    async def catalogue(
+        self, query: Annotated[str, Query(max_length=1000)], count: Annotated[int, Query(ge=1, le=1000)] = 30
+    ) -> Response:
+        """Items of the catalogue that share words with a query, BM25's best first."""
+        if self._catalogue is None:
+            raise HTTPException(404, "this endpoint has no catalogue (serve.catalogue); send documents of your own")
+        return Response(_encoded({"items": self._catalogue.search(query, count)}), media_type=JSON)
+
+    async def page(self) -> Response:
+        """A page to try it."""
+        return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
     async def metrics(self) -> Response:
         """Numbers for Prometheus."""
@@ -359,6 +387,21 @@ class Endpoint:
             "truncated": ranked.scores.truncated,
         }
         return Response(_encoded(answer, strict=echo), media_type=JSON)
+
+
+class Catalogue:
+    """Items to choose candidates from."""
+
+    def __init__(self, path: str, fields: tuple[str, ...]) -> None:
+        """Raises DataError where the file can't be read."""
+        source = Source(path=path)
+        self._items = read_items(source, Data(sources=(source,), fields=fields), "serve.catalogue")
+        self._index = Bm25(self._items["text"].to_list())
+
+    def search(self, query: str, count: int) -> list[dict[str, str]]:
+        """The best items, with id and text."""
+        found = self._items[self._index.top(normalise(query), count).tolist()]
+        return found.rename({"item_id": "id"}).to_dicts()
 
 
 def _best(values_N: NDArray[Any], count: int | None) -> list[int]:

@@ -1,6 +1,8 @@
 """Small things that several test files are made of."""
 
 import gzip
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,18 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def data_config(*paths: Path | str, **others: Any) -> Data:
     """Settings that read the given files."""
     return Data(sources=tuple(Source(path=str(path)) for path in paths), **others)
+
+
+CHROMIUM = shutil.which("chromium")
+"""The browser, where one is installed."""
+
+
+def browse(address: str, folder: Path, width: int, wait_ms: int = 0) -> tuple[str, str]:
+    """The document at an address after its scripts ran, and what the browser said; its profile goes to `folder`."""
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    waits = [f"--virtual-time-budget={wait_ms}"] if wait_ms else []
+    done = subprocess.run(
+        [*command, *waits, f"--window-size={width},1000", f"--user-data-dir={folder / 'profile'}", address],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return done.stdout, done.stderr

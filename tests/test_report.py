@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from builders import CHROMIUM, browse
 
 from rankstill.configfile import load_config
 from rankstill.lineage import Link
@@ -18,7 +17,6 @@ from tune.finals import FinalLook
 from tune.report import report_sweep
 from tune.trials import Trial, Variant
 
-CHROMIUM = shutil.which("chromium")
 HOSTILE = '</script><script>document.body.innerHTML = ""</script> <b>"oak"</b> <!-- \u2028'
 
 
@@ -122,16 +120,6 @@ def test_the_page_holds_its_data_whatever_texts_say(reported):
     assert not re.search(r"(src|href)\s*=|url\(|https?://(?!www\.w3\.org)", page), "no network"
 
 
-def browse(page: Path, width: int) -> tuple[str, str]:
-    """The document after its scripts ran, and what the browser said."""
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run(
-        [*command, f"--window-size={width},1000", f"--user-data-dir={page.parent / 'profile'}", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return done.stdout, done.stderr
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_draws_it_without_an_error(reported, tmp_path, width):
@@ -140,7 +128,7 @@ def test_a_browser_draws_it_without_an_error(reported, tmp_path, width):
     page.write_text(
         (reported / "report.html").read_text(encoding="utf-8").replace("</body>", measure), encoding="utf-8"
     )
-    document, said = browse(page, width)
+    document, said = browse(page.as_uri(), tmp_path, width)
     assert "CONSOLE" not in said, said
     drawn = {name: part.count("<circle") + part.count("<path") for name, part in sections(document).items()}
     assert drawn["pareto"] >= 12 + 1
@@ -160,7 +148,7 @@ def test_a_browser_draws_it_without_an_error(reported, tmp_path, width):
 def test_a_sweep_that_has_just_begun_has_a_page_too(tmp_path):
     config = load_config({"data": {"shop": {}}})
     report_sweep(tmp_path, config, [], [], None)
-    document, said = browse(tmp_path / "report.html", 1280)
+    document, said = browse((tmp_path / "report.html").as_uri(), tmp_path, 1280)
     assert "CONSOLE" not in said, said
     assert "No student is finished yet." in document
 

@@ -1,6 +1,7 @@
 """The endpoint over HTTP, on the shared cluster."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import polars as pl
 import pytest
+from builders import CHROMIUM, browse, write_jsonl
 from ray import serve
 
 from rankstill.artifacts import export_artifact, load_artifact
@@ -88,8 +90,10 @@ def serving(cluster) -> Iterator[Serving]:
 def url(serving: Serving, root: Path) -> str:
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
+    items = write_jsonl(root / "items.jsonl", [{"item_id": f"i{n}", "title": one} for n, one in enumerate(DOCUMENTS)])
+    limits = {"max_documents": 50, "max_body_bytes": 20_000}
     arguments = BuildArguments(
-        model="shop@champion", root=str(root), port=port, max_documents=50, max_body_bytes=20_000, replicas=2
+        model="shop@champion", root=str(root), port=port, replicas=2, catalogue=str(items), **limits
     )
     serving.deploy(whole_config(arguments))
     return f"http://127.0.0.1:{port}"
@@ -286,6 +290,27 @@ def test_feedback_is_stored_once(url, root):
     assert answers == [{"stored": 1, "known": 0}, {"stored": 1, "known": 1}]
     assert (root / "feedback" / "events.db").is_file()
     assert httpx.post(f"{url}/v1/feedback", json={**event, "event": "look"}, timeout=30).status_code == 422
+
+
+def test_the_catalogue_is_searched(url):
+    found = httpx.get(f"{url}/v1/catalogue", params={"query": "red DRILL", "count": 2}, timeout=30).json()["items"]
+    assert found[0] == {"id": "i1", "text": "a red drill for steel"}
+    assert len(found) == 2
+    assert httpx.get(f"{url}/v1/catalogue", params={"query": "zebra"}, timeout=30).json() == {"items": []}
+    assert httpx.get(f"{url}/v1/catalogue", params={"query": "red", "count": 0}, timeout=30).status_code == 422
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_ranks_what_the_catalogue_has(url, tmp_path, width):
+    document, said = browse(f"{url}/?q=red%20drill", tmp_path, width, wait_ms=10_000)
+    assert "CONSOLE" not in said, said
+    rows = re.findall(r'<span class="text">(.*?)</span>', document)
+    ranked = rerank(url, documents=["a red drill for steel", "red paint", "drill bit"]).json()["results"]
+    texts = ["a red drill for steel", "red paint", "drill bit"]
+    assert rows == [texts[one["index"]] for one in ranked]
+    assert "shop/1" in document
+    assert "100 % of traffic" in document
 
 
 def test_prometheus_reads_what_happened(url):

@@ -61,10 +61,13 @@ def test_shadows_and_leaving(two):
 
 
 def test_an_application_comes_for_a_version_and_goes_with_it(two):
-    ingress = {"name": APP, "args": {"model": "shop/1"}, "deployments": []}
+    ingress = {"name": APP, "route_prefix": "/", "args": {"model": "shop/1", "replicas": 2}, "deployments": []}
     config = {"applications": [ingress, {"name": "shop-1", "args": {"model": "shop/1", "replicas": 2}}]}
     more = with_version(config, version(2), "shop/2")
-    assert more["applications"][2] == {"name": "shop-2", "args": {"model": "shop/2", "replicas": 2}}
+    added = more["applications"][2]
+    assert (added["name"], added["route_prefix"]) == ("shop-2", None), "a version has no route of its own"
+    assert added["import_path"] == "serve.app:version"
+    assert added["args"] == {"model": "shop/2", "replicas": 2}
     assert with_version(more, version(2), "shop/2") == more
     told = with_traffic(more, two)["applications"][0]["deployments"]
     assert Served.model_validate(told[0]["user_config"]) == two

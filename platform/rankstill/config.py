@@ -146,6 +146,8 @@ class Serve(Section):
     """Bytes of item vectors that a replica remembers, of students that encode items by themselves."""
     index: str = ""
     """Folder of an item index (jobs.index), from which documents that are sent as ids are scored."""
+    catalogue: str = ""
+    """File, folder or URL of items that the page at / searches (BM25)."""
     max_documents: int = Field(default=10_000, ge=1)
     """Documents a request; more are answered 413."""
     max_body_bytes: int = Field(default=32_000_000, ge=1024)

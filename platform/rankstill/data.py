@@ -90,11 +90,14 @@ def read_judgements(sources: Sequence[Source], config: Data, rejects: Path | Non
     return assemble_pairs(frame, rows)[0]
 
 
-def read_items(source: Source, config: Data) -> pl.DataFrame:
-    """Items (item_id, text) of one file alone, such as those that are indexed; the last of equal ids counts."""
+def read_items(source: Source, config: Data, field: str = "--items") -> pl.DataFrame:
+    """Items (item_id, text) of one file alone, such as those that are indexed; the last of equal ids counts.
+
+    `field` names the file in messages.
+    """
     with Path(os.devnull).open("wb") as stream:
         rows = config.model_copy(update={"items": (source,), "shop": None})
-        frame, _ = _read_sources(rows, "items", stream, label="--items")
+        frame, _ = _read_sources(rows, "items", stream, label=field)
     items = with_item_text(frame, config.fields).select("item_id", "text")
     return items.unique("item_id", keep="last", maintain_order=True)
 

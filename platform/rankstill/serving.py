@@ -46,19 +46,27 @@ class Serving:
             raise self._failed(error) from error
 
     def config(self) -> Config:
-        """What is deployed, as it can be deployed again."""
+        """What is deployed, as it can be deployed again.
+
+        Raises:
+            RunError: something was not deployed by a config, and so would be lost.
+        """
         details = self.details()
-        applications = [one["deployed_app_config"] for one in details["applications"].values()]
+        for name, one in details["applications"].items():
+            if not one["deployed_app_config"]:
+                raise RunError(
+                    f"Serve application {name!r} was started by `serve run`, and can't be changed through its REST"
+                    " interface; start the endpoint with python -m serve.app, or with `serve deploy`"
+                )
         kept = {key: details[key] for key in ("http_options", "proxy_location") if details.get(key)}
-        return {**kept, "applications": [one for one in applications if one]}
+        return {**kept, "applications": [one["deployed_app_config"] for one in details["applications"].values()]}
 
     def served(self) -> Served | None:
         """The versions that the endpoint serves; None where there is no endpoint."""
-        for application in self.config()["applications"]:
-            if application["name"] == APP:
-                (ingress,) = [one for one in application["deployments"] if one["name"] == INGRESS]
-                return Served.model_validate(ingress["user_config"])
-        return None
+        found = self.details()["applications"].get(APP)
+        if found is None or INGRESS not in found["deployments"]:
+            return None
+        return Served.model_validate(found["deployments"][INGRESS]["deployment_config"]["user_config"])
 
     def deploy(self, config: Config, waiting: Callable[[str], None] = lambda _: None) -> None:
         """Deploy, and wait until it is true; `waiting` is told what isn't yet, once a change.
@@ -107,11 +115,12 @@ def with_served(config: Config, served: Served) -> Config:
 
 
 def with_version(config: Config, version: Version, model: str) -> Config:
-    """The config with the application of one more version, whose settings are the champion's."""
+    """The config with the application of one more version, whose settings are the endpoint's."""
     if any(one["name"] == version.app for one in config["applications"]):
         return config
-    like = next(one for one in config["applications"] if one["name"] != APP)
-    added = {**like, "name": version.app, "args": {**like["args"], "model": model}}
+    (front,) = [one for one in config["applications"] if one["name"] == APP]
+    own = {"name": version.app, "route_prefix": None, "import_path": "serve.app:version", "deployments": []}
+    added = {**front, **own, "args": {**front["args"], "model": model}}
     return {**config, "applications": [*config["applications"], added]}
 
 
