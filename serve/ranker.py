@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rankstill.artifacts import WEIGHTS, Artifact, load_artifact
@@ -24,7 +25,8 @@ from serve.item_cache import ItemCache
 
 TOKENISERS = 2
 """Threads that tokenise; what they take is the interpreter's, not a core's."""
-WARM_UP = ("warm up", ["an item", "an item of a few more words"] * 16)
+WARM_UP_WORDS = (40, 20, 10, 1, 4)
+"""Lengths of the items that a replica scores before it is ready; the last ones tell its rate."""
 INDEX_SECONDS = 1.0
 """How often a replica looks whether the item index has changed."""
 
@@ -95,14 +97,17 @@ class Ranker:
 
     def __init__(self, settings: RankerSettings) -> None:
         artifact = load_artifact(Path(settings.folder))
-        scorer = artifact.scorer(settings.runtime, settings.threads, settings.token_budget)
+        runtime = artifact.resolve(settings.runtime)
         # One thread computes: the forward pass already uses every core that the replica has.
         self._computing, self._tokenising = ThreadPoolExecutor(1), ThreadPoolExecutor(TOKENISERS)
-        encodes = artifact.manifest["family"] != "cross" and artifact.model_file(settings.runtime).name == WEIGHTS
-        student: Student = TowerStudent(artifact, settings) if encodes else PairStudent(scorer)
+        if artifact.family != "cross" and runtime == "torch":
+            student: Student = TowerStudent(artifact, settings)
+        else:
+            student = PairStudent(artifact.scorer(settings.runtime, settings.threads, settings.token_budget))
         self._student = student
-        tokens = student.tokenise(*WARM_UP)
-        student.compute(tokens)  # which is slow, and tells no rate
+        for words in WARM_UP_WORDS:  # runtimes are slow with shapes that they haven't seen
+            tokens = student.tokenise("warm up", [f"an item {'of more words ' * words}"] * 16)
+            student.compute(tokens)
         start = time.monotonic()
         student.compute(tokens)
         self._batcher = Batcher(
@@ -211,6 +216,7 @@ class TowerStudent(Student):
     """Documents are encoded by themselves, where neither the index nor the cache knows them."""
 
     def __init__(self, artifact: Artifact, settings: RankerSettings) -> None:
+        torch.set_num_threads(settings.threads)
         self._encoder = ItemEncoder(artifact.encoder())
         self._budget = settings.token_budget
         self._cache = ItemCache(settings.cache_bytes)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,14 +67,28 @@ def test_the_manifest_names_every_file_with_its_size(exported):
     assert {"model.safetensors", "model.onnx", "config.json", "tokenizer.json"} <= set(on_disk)
 
 
-def test_both_runtimes_score_as_the_student_did(student, exported):
+def test_all_runtimes_score_as_the_student_did(student, exported):
     queries, texts = made_up_pairs(50)
-    found = {runtime: exported.scorer(runtime, token_budget=300).score(queries, texts) for runtime in ("torch", "onnx")}
+    runtimes = ("torch", "onnx", "openvino", "auto")
+    found = {runtime: exported.scorer(runtime, token_budget=300).score(queries, texts) for runtime in runtimes}
     assert found["torch"].std() > 0.1
-    np.testing.assert_allclose(found["onnx"], found["torch"], atol=1e-4)
+    for runtime in runtimes:
+        np.testing.assert_allclose(found[runtime], found["torch"], atol=1e-4)
     for query, text, score in zip(queries[:5], texts[:5], found["torch"][:5], strict=True):
         inputs = student.tokenizer(query, text, truncation="longest_first", max_length=32, return_tensors="pt")
         assert student.model(**inputs).logits.item() == pytest.approx(score, abs=1e-5)
+
+
+def test_a_runtime_is_chosen_that_has_the_student(exported, tmp_path):
+    small = quantise_artifact(exported, tmp_path)
+    late = replace(exported, manifest={**exported.manifest, "family": "late"})
+    wanted = ("auto", "torch", "onnx")
+    assert [exported.resolve(one) for one in wanted] == ["openvino", "torch", "onnx"]
+    assert [late.resolve(one) for one in wanted] == ["torch", "torch", "onnx"]
+    assert [small.resolve(one) for one in (*wanted, "openvino")] == ["onnx"] * 4
+    assert small.model_file("torch").name == "model.onnx"
+    with pytest.raises(ModelError, match=r"serve\.runtime: OpenVINO doesn't run students of family late"):
+        late.resolve("openvino")
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 7])

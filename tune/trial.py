@@ -107,7 +107,7 @@ def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: 
     """Judge one form on the valid queries, and time it alone."""
     config, settings = run.config, run.config.sweep
     pairs = judged_split(plan.prepared.pairs, "valid")
-    runtime = "onnx" if artifact.precision == "int8" else config.serve.runtime
+    runtime = artifact.resolve(config.serve.runtime)
     with QuietLock(run.root).shared():
         ranker = artifact_ranker(name, artifact.folder, runtime, run.share.device, config.labels.token_budget)
         report, table, _ = evaluate(ranker, pairs, "valid split")

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, load_tokenizer, model_inputs
-from rankstill.errors import ModelError, RunError
-from rankstill.scoring import PairScorer, onnx_forward, torch_forward
+from rankstill.errors import ConversionError, ModelError, RunError
+from rankstill.scoring import PairScorer, onnx_forward, openvino_scorer, torch_forward
 from rankstill.storage import write_json
 
 MANIFEST = "manifest.json"
@@ -48,17 +48,47 @@ class Artifact:
         """float32 or int8."""
         return self.manifest.get("precision", "float32")
 
+    @property
+    def family(self) -> str:
+        """cross, bi or late."""
+        return self.manifest.get("family", "cross")
+
+    def resolve(self, runtime: str) -> str:
+        """The runtime that `runtime` means: torch, openvino or onnx. Int8 has ONNX Runtime only, whatever it says.
+
+        Raises:
+            ModelError: OpenVINO, for a student that encodes items by themselves.
+        """
+        if self.precision == "int8":
+            return "onnx"
+        if runtime == "auto":
+            return "openvino" if self.family == "cross" else "torch"
+        if runtime == "openvino" and self.family != "cross":
+            raise ModelError(f"serve.runtime: OpenVINO doesn't run students of family {self.family}; use auto or torch")
+        return runtime
+
     def model_file(self, runtime: str = "torch") -> Path:
-        """The weights that a runtime loads, torch's or ONNX Runtime's; int8 has the latter only."""
-        return self.folder / (WEIGHTS if runtime == "torch" and self.precision != "int8" else "model.onnx")
+        """The weights that a runtime loads."""
+        return self.folder / ("model.onnx" if self.resolve(runtime) == "onnx" else WEIGHTS)
 
     def scorer(self, runtime: str = "torch", threads: int = 1, token_budget: int = 2048) -> PairScorer:
-        """The student in one of its runtimes, on CPU; int8 has ONNX Runtime only, whatever `runtime` says."""
-        if self.model_file(runtime).name != WEIGHTS:
+        """The student in one of its runtimes (see `resolve`), on CPU.
+
+        Raises:
+            ModelError: OpenVINO can't run it, and is asked for by name.
+        """
+        chosen = self.resolve(runtime)
+        if chosen == "onnx":
             forward = onnx_forward(self.folder / "model.onnx", threads)
             return PairScorer(forward, load_tokenizer(self.folder, "model"), self.manifest["max_length"], token_budget)
         torch.set_num_threads(threads)
         encoder = self.encoder()
+        if chosen == "openvino":
+            try:
+                return openvino_scorer(encoder, threads, "float32", token_budget)
+            except ConversionError:
+                if runtime == "openvino":
+                    raise
         return PairScorer(torch_forward(encoder), encoder.tokenizer, encoder.max_length, token_budget)
 
     def encoder(self) -> CrossEncoder:

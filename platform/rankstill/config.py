@@ -130,8 +130,9 @@ class Serve(Section):
     """Port to listen on."""
     replicas: int = Field(default=2, ge=1)
     """Ranker replicas."""
-    runtime: Literal["torch", "onnx"] = "torch"
-    """What runs the student's forward pass."""
+    runtime: Literal["auto", "torch", "openvino", "onnx"] = "auto"
+    """What runs the student's forward pass; auto is OpenVINO for cross-encoders that it can run, torch for students
+    that encode items by themselves, and ONNX Runtime for int8, which has nothing else."""
     batch_wait_ms: float = Field(default=1.0, ge=0)
     """How long a replica that has nothing to do waits for more requests to join one that came."""
     token_budget: int = Field(default=2048, ge=64)

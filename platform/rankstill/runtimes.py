@@ -64,7 +64,7 @@ def openvino_engine(
             expected = module(*probe.values()).float().numpy()
     except Exception as error:  # its frontend raises whatever it meets
         reason = " ".join(str(error).split())[:160]
-        raise ConversionError(f"labels.runtime: OpenVINO can't convert the model ({reason}); use torch") from error
+        raise ConversionError(f"OpenVINO can't convert the model ({reason}); use torch") from error
     for name, entry in zip(example, converted.inputs, strict=True):
         entry.get_tensor().set_names({name})
     options = {
@@ -83,7 +83,7 @@ def openvino_engine(
     limit = TOLERANCE[precision]
     if not np.allclose(found, expected, atol=limit, rtol=limit):
         worst = float(np.abs(found - expected).max())
-        raise ConversionError(f"labels.runtime: OpenVINO's scores differ from torch's by {worst:.2g}; use torch")
+        raise ConversionError(f"OpenVINO's scores differ from torch's by {worst:.2g}; use torch")
     return run
 
 
