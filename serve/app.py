@@ -144,6 +144,7 @@ def endpoint_settings(arguments: BuildArguments) -> EndpointSettings:
         timeout_ms=arguments.timeout_ms,
         keys=keys,
         feedback=str(Path(arguments.root).expanduser().absolute() / "feedback" / "events.db"),
+        access_log=str(Path(arguments.access_log).expanduser().absolute()) if arguments.access_log else "",
         catalogue=arguments.catalogue,
         fields=described(arguments).fields,
     )

@@ -37,7 +37,7 @@ from serve.api import (
     RerankV2,
 )
 from serve.feedback_store import FeedbackStore
-from serve.guard import Guard, problem, retry_after
+from serve.guard import Guard, problem, retry_after, write_access_log
 from serve.keys import Key, read_keys
 from serve.observed import Observed
 from serve.ranker import Refusal, ScoreRequest, Scores
@@ -86,6 +86,8 @@ class EndpointSettings:
     """File of API keys."""
     feedback: str
     """File of feedback."""
+    access_log: str = ""
+    """File of the access log."""
     catalogue: str = ""
     """File of items that the page searches."""
     fields: tuple[str, ...] = ("title",)
@@ -113,6 +115,8 @@ class Endpoint:
         self._keys = read_keys(settings.keys)
         self._observed = Observed()
         self._feedback = FeedbackStore(Path(settings.feedback))
+        if settings.access_log:
+            write_access_log(settings.access_log)
         self._catalogue = Catalogue(settings.catalogue, settings.fields) if settings.catalogue else None
         self._traffic: Traffic | None = None
         self._handles: dict[str, DeploymentHandle] = {}

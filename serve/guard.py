@@ -6,6 +6,8 @@ import math
 import re
 import time
 import uuid
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -64,22 +66,19 @@ class Guard:
             seconds = time.monotonic() - began
             route = getattr(scope.get("route"), "path", "")
             self._observed.request(route or "none", status, seconds)
-            trace = headers.get("traceparent", "")[:100]
-            LOG.info(
-                orjson.dumps(
-                    {
-                        "at": round(time.time(), 3),
-                        "request_id": request_id,
-                        "method": scope["method"],
-                        "route": route,
-                        "status": status,
-                        "ms": round(seconds * 1000, 2),
-                        "caller": caller.name if caller else "",
-                        **({"trace": trace} if trace else {}),
-                        **state["told"],
-                    }
-                ).decode()
-            )
+            if LOG.isEnabledFor(logging.INFO):
+                line = {
+                    "at": round(time.time(), 3),
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "route": route,
+                    "status": status,
+                    "ms": round(seconds * 1000, 2),
+                    "caller": caller.name if caller else "",
+                    "trace": headers.get("traceparent", "")[:100],
+                    **state["told"],
+                }
+                LOG.info(orjson.dumps(line).decode())
 
     def _admit(self, path: str, headers: dict[str, str]) -> tuple[Key | None, Response | None]:
         """Who asks, and the answer to whoever may not."""
@@ -127,6 +126,14 @@ class Guard:
             return body.pop() if body else await receive()
 
         return None, replay
+
+
+def write_access_log(path: str) -> None:
+    """Write the access log to a file, which may be moved away while it is written."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    LOG.handlers = [WatchedFileHandler(path)]
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
 
 
 def retry_after(seconds: float) -> dict[str, str]:

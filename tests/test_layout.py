@@ -1,3 +1,4 @@
+import importlib
 import itertools
 import re
 import tomllib
@@ -7,6 +8,10 @@ import pytest
 import yaml
 from ray._private.runtime_env.validation import parse_and_validate_excludes
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+
+from rankstill.configfile import load_config
+from serve.app import BuildArguments
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +51,33 @@ def test_every_direct_dependency_is_pinned():
     wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     pinned = {_name(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     assert {_name(entry) for entry in wanted} <= pinned
+
+
+def test_nodes_of_a_cluster_get_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    commands = " ".join(yaml.safe_load((ROOT / "cluster.yaml").read_text())["setup_commands"])
+    installed = {_name(word.strip("'")) for word in commands.split() if re.match(r"'?[a-z]", word)}
+    assert {_name(entry) for entry in project["dependencies"]} <= installed
+
+
+@pytest.mark.parametrize("path", ["serve/config.yaml", "serve/k8s/rayservice.yaml"])
+def test_what_serve_deploys_passes_its_own_validation(path):
+    tree = yaml.safe_load((ROOT / path).read_text())
+    config = ServeDeploySchema.model_validate(yaml.safe_load(tree["spec"]["serveConfigV2"]) if "spec" in tree else tree)
+    (application,) = config.applications
+    module, _, name = str(application.import_path).partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    BuildArguments.model_validate(application.args)
+
+
+def test_the_job_on_kubernetes_is_one_of_ours():
+    spec = yaml.safe_load((ROOT / "jobs" / "k8s" / "rayjob.yaml").read_text())["spec"]
+    words = spec["entrypoint"].split()
+    assert words[:2] == ["python", "-m"]
+    load_config(ROOT / words[words.index("--config") + 1], [word for word in words if "=" in word])
+    assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["PYTHONPATH"] == "platform"
+    groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
+    assert all(group["template"]["spec"]["containers"][0]["workingDir"] for group in groups)
 
 
 def _name(requirement: str) -> str:

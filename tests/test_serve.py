@@ -93,7 +93,13 @@ def url(serving: Serving, root: Path) -> str:
     items = write_jsonl(root / "items.jsonl", [{"item_id": f"i{n}", "title": one} for n, one in enumerate(DOCUMENTS)])
     limits = {"max_documents": 50, "max_body_bytes": 20_000}
     arguments = BuildArguments(
-        model="shop@champion", root=str(root), port=port, replicas=2, catalogue=str(items), **limits
+        model="shop@champion",
+        root=str(root),
+        port=port,
+        replicas=2,
+        catalogue=str(items),
+        access_log=f"{root}/access.log",
+        **limits,
     )
     serving.deploy(whole_config(arguments))
     return f"http://127.0.0.1:{port}"
@@ -319,6 +325,14 @@ def test_prometheus_reads_what_happened(url):
     assert 'rankstill_rankings_total{outcome="answered",version="shop/1"}' in text
     assert 'rankstill_stage_seconds_count{stage="forward",version="shop/1"}' in text
     assert 'rankstill_requests_total{route="/v1/rerank",status="200"}' in text
+
+
+def test_each_request_is_a_line_of_the_log(url, root):
+    rerank(url, documents=["a lamp of secret words"])
+    line = (root / "access.log").read_text().splitlines()[-1]
+    told = json.loads(line)
+    assert (told["route"], told["status"], told["version"], told["documents"]) == ("/v1/rerank", 200, "shop/1", 1)
+    assert "secret" not in line
 
 
 def test_the_description_holds_every_route_and_every_schema(url):

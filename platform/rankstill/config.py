@@ -147,6 +147,8 @@ class Serve(Section):
     """Bytes of item vectors that a replica remembers, of students that encode items by themselves."""
     index: str = ""
     """Folder of an item index (jobs.index), from which documents that are sent as ids are scored."""
+    access_log: str = ""
+    """File to which a line of JSON is written for each request, without texts; empty is none."""
     catalogue: str = ""
     """File, folder or URL of items that the page at / searches (BM25)."""
     max_documents: int = Field(default=10_000, ge=1)
