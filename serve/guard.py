@@ -14,6 +14,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rankstill.text import encodable
 from serve.keys import ANYONE, Key, Keys, Role
 from serve.observed import Observed
 
@@ -22,6 +23,7 @@ OPEN = {"/healthz", "/readyz", "/docs", "/openapi.json", "/"}
 """Routes that need no key."""
 BODY_SECONDS = 20.0
 """Within which a body has to arrive."""
+LONGEST_MESSAGE = 1000
 TRACE = ("traceparent", "tracestate")
 _PLAIN = re.compile(r"[\x21-\x7e]{1,200}")
 
@@ -147,6 +149,7 @@ TEI_TYPES = {400: "Empty", 413: "Validation", 422: "Validation", 429: "Overloade
 
 def problem(status: int, message: str, path: str, headers: dict[str, str] | None = None) -> Response:
     """The body of every error; on TEI's route it has TEI's fields too."""
+    message = encodable(message)[:LONGEST_MESSAGE]
     body = {"message": message}
     if path == "/rerank":
         body |= {"error": message, "error_type": TEI_TYPES.get(status, "Backend")}

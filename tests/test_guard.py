@@ -117,6 +117,12 @@ def test_teis_route_has_teis_errors():
     assert "error_type" not in ask(guarded()[0]).json()
 
 
+def test_a_message_is_json_whatever_was_sent():
+    body = json.loads(bytes(guard.problem(422, "field '\ud800' " + "x" * 5000, "").body))
+    assert body["message"].startswith("field '?'")
+    assert len(body["message"]) == guard.LONGEST_MESSAGE
+
+
 def test_identity_and_trace_pass_through():
     trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
     answer = ask(guarded()[0], headers={**bearer(RANK), **trace})

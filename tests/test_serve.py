@@ -232,6 +232,9 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
     ],
 )
 def test_legal_json_of_odd_content_is_never_a_server_error(url, body, status):
+    odd = rb'{"model": "shop", "query": "a", "documents": ["x"], "\ud800": 1}'
+    strict = httpx.post(f"{url}/v2/rerank", content=odd, headers={"content-type": "application/json"}, timeout=30)
+    assert strict.status_code == 422, strict.text
     response = httpx.post(f"{url}/v1/rerank", content=body, headers={"content-type": "application/json"}, timeout=30)
     assert response.status_code == status, response.text
 

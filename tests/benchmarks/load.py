@@ -23,6 +23,7 @@ PATIENCE = 20.0
 async def generate(url: str, bodies: list[bytes], rate: float, seconds: float) -> dict[str, object]:
     """Send bodies, again and again, at a rate; returns counts by status and percentiles of latency in ms."""
     latencies: list[float] = []
+    refused: list[float] = []
     statuses: Counter[str] = Counter()
     timeout = aiohttp.ClientTimeout(total=PATIENCE)
     connector = aiohttp.TCPConnector(limit=0)
@@ -36,6 +37,8 @@ async def generate(url: str, bodies: list[bytes], rate: float, seconds: float) -
                     statuses[str(answer.status)] += 1
                     if answer.status == 200:
                         latencies.append(time.monotonic() - due)
+                    elif answer.status == 429:
+                        refused.append(time.monotonic() - due)
             except (aiohttp.ClientError, TimeoutError) as error:
                 statuses[type(error).__name__] += 1
 
@@ -52,6 +55,8 @@ async def generate(url: str, bodies: list[bytes], rate: float, seconds: float) -
     if latencies:
         p50, p99, worst = np.percentile(latencies, [50, 99, 100]) * 1000
         told |= {"p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1), "worst_ms": round(float(worst), 1)}
+    if refused:
+        told["refused_p99_ms"] = round(float(np.percentile(refused, 99)) * 1000, 1)
     return told
 
 
