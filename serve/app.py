@@ -12,12 +12,13 @@ import os
 import signal
 import socket
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import serve
 
-from rankstill.artifacts import WEIGHTS, load_artifact
+from rankstill.artifacts import WEIGHTS, Artifact, load_artifact
 from rankstill.cli import add_config_arguments, make_parser, run_command
 from rankstill.cluster import connect, dashboard
 from rankstill.config import Serve
@@ -70,20 +71,62 @@ def make_api() -> Guard:
     return _ENDPOINTS["here"].api()
 
 
+@dataclass(frozen=True)
+class Found:
+    """The model that arguments name."""
+
+    version: str
+    """Its name: that of a registered version, or of the artifact's folder."""
+    aliases: tuple[str, ...]
+    """Other names, such as shop@champion; a folder has none."""
+    artifact: Artifact
+
+    @property
+    def name(self) -> str:
+        """What callers ask for."""
+        return self.version.partition("/")[0]
+
+    def served(self, app: str = "") -> Served:
+        """The model alone behind an ingress."""
+        own = Version(version=self.version, names=self.aliases, fields=tuple(self.artifact.fields), app=app)
+        return Served(name=self.name, versions=(own,))
+
+
+def find(arguments: BuildArguments) -> Found:
+    """The model that arguments name.
+
+    Raises:
+        ModelError: no such model, an artifact that isn't whole, or one that the runtime doesn't run.
+    """
+    root = Path(arguments.root).expanduser().resolve()
+    if version := find_version(arguments.model, root, "--model"):
+        aliases = tuple(f"{version.name}@{alias}" for alias in version.aliases)
+        found = Found(str(version), aliases, load_artifact(version.folder, "model"))
+    else:
+        folder = Path(arguments.model).expanduser().resolve()
+        found = Found(folder.name, (), load_artifact(folder, "model"))
+    found.artifact.resolve(arguments.runtime)
+    return found
+
+
 def build(arguments: BuildArguments) -> serve.Application:
     """Ingress and one version in one Serve application.
 
     Raises:
-        ModelError: no such model, or an artifact that isn't whole.
+        InputError: a model, an item index or a file of keys that can't be used.
     """
-    served = Served(name=served_name(arguments), versions=(described(arguments),))
-    options = {"user_config": served.model_dump(mode="json")}
-    return ingress_deployment(arguments).options(**options).bind(endpoint_settings(arguments), version(arguments))
+    found = find(arguments)
+    front = ingress_deployment(arguments).options(user_config=found.served().model_dump(mode="json"))
+    return front.bind(endpoint_settings(arguments, found), ranker(arguments, found.artifact))
 
 
 def ingress(arguments: BuildArguments) -> serve.Application:
-    """The ingress alone; the `user_config` of its deployment says what it serves."""
-    return ingress_deployment(arguments).bind(endpoint_settings(arguments))
+    """The ingress alone; the `user_config` of its deployment says what it serves.
+
+    Raises:
+        InputError: a model or a file of keys that can't be used.
+    """
+    return ingress_deployment(arguments).bind(endpoint_settings(arguments, find(arguments)))
 
 
 def version(arguments: BuildArguments) -> serve.Application:
@@ -92,31 +135,24 @@ def version(arguments: BuildArguments) -> serve.Application:
     Raises:
         ModelError: no such model, an artifact that isn't whole, or an item index of another student.
     """
-    folder, _ = find_model(arguments.model, Path(arguments.root))
-    artifact = load_artifact(folder, "model")
-    cpus = os.cpu_count() or 1
-    index = str(Path(arguments.index).expanduser().absolute()) if arguments.index else ""
-    if index:
-        open_index(Path(index), "serve.index", artifact.manifest["files"][WEIGHTS]["sha256"])
-    return deployment(
-        Ranker,
-        name=RANKER,
-        num_replicas=arguments.replicas,
-        max_ongoing_requests=arguments.queue,
-        max_queued_requests=arguments.queue,
-        ray_actor_options={"num_cpus": min(1.0, cpus / arguments.replicas) / VERSIONS},
-    ).bind(
-        RankerSettings(
-            folder=str(folder),
-            runtime=arguments.runtime,
-            threads=max(1, cpus // arguments.replicas),
-            token_budget=arguments.token_budget,
-            batch_wait_ms=arguments.batch_wait_ms,
-            max_wait_ms=arguments.max_wait_ms,
-            cache_bytes=arguments.cache_bytes,
-            index=index,
-        )
-    )
+    return ranker(arguments, find(arguments).artifact)
+
+
+def whole_config(arguments: BuildArguments) -> dict[str, Any]:
+    """Ingress and one version as two applications, for Serve's REST interface.
+
+    Raises:
+        InputError: a model, an item index or a file of keys that can't be used.
+    """
+    found = find(arguments)
+    endpoint_settings(arguments, found)
+    item_index(arguments, found.artifact)
+    app, given = app_of(found.version), arguments.model_dump(mode="json")
+    front = {"name": APP, "route_prefix": "/", "import_path": "serve.app:ingress", "args": given}
+    model = found.version if found.aliases else arguments.model
+    back = {"name": app, "route_prefix": None, "import_path": "serve.app:version", "args": {**given, "model": model}}
+    config = {"http_options": {"host": arguments.host, "port": arguments.port}, "applications": [front, back]}
+    return with_served(config, found.served(app))
 
 
 def ingress_deployment(arguments: BuildArguments) -> Any:
@@ -130,64 +166,69 @@ def ingress_deployment(arguments: BuildArguments) -> Any:
     )
 
 
-def endpoint_settings(arguments: BuildArguments) -> EndpointSettings:
+def endpoint_settings(arguments: BuildArguments, found: Found) -> EndpointSettings:
     """What the ingress is told.
 
     Raises:
         ConfigError: a file of keys that can't be read.
     """
-    keys = str(Path(arguments.keys).expanduser().absolute()) if arguments.keys else ""
+    keys = absolute(arguments.keys)
     read_keys(keys)
     return EndpointSettings(
         max_documents=arguments.max_documents,
         max_body_bytes=arguments.max_body_bytes,
         timeout_ms=arguments.timeout_ms,
         keys=keys,
-        feedback=str(Path(arguments.root).expanduser().absolute() / "feedback" / "events.db"),
-        access_log=str(Path(arguments.access_log).expanduser().absolute()) if arguments.access_log else "",
+        feedback=str(Path(absolute(arguments.root)) / "feedback" / "events.db"),
+        access_log=absolute(arguments.access_log),
         catalogue=arguments.catalogue,
-        fields=described(arguments).fields,
+        fields=tuple(found.artifact.fields),
     )
 
 
-def described(arguments: BuildArguments, app: str = "") -> Version:
-    """A version as the ingress knows it.
+def ranker(arguments: BuildArguments, artifact: Artifact) -> serve.Application:
+    """The replicas of an artifact.
 
     Raises:
-        ModelError: no such model, or an artifact that isn't whole.
+        ModelError: the item index isn't there, or is another student's.
     """
-    folder, names = find_model(arguments.model, Path(arguments.root))
-    fields = tuple(load_artifact(folder, "model").fields)
-    return Version(version=names[0], names=names[1:], fields=fields, app=app)
+    cpus = os.cpu_count() or 1
+    return deployment(
+        Ranker,
+        name=RANKER,
+        num_replicas=arguments.replicas,
+        max_ongoing_requests=arguments.queue,
+        max_queued_requests=arguments.queue,
+        ray_actor_options={"num_cpus": min(1.0, cpus / arguments.replicas) / VERSIONS},
+    ).bind(
+        RankerSettings(
+            folder=str(artifact.folder),
+            runtime=arguments.runtime,
+            threads=max(1, cpus // arguments.replicas),
+            token_budget=arguments.token_budget,
+            batch_wait_ms=arguments.batch_wait_ms,
+            max_wait_ms=arguments.max_wait_ms,
+            cache_bytes=arguments.cache_bytes,
+            index=item_index(arguments, artifact),
+        )
+    )
 
 
-def served_name(arguments: BuildArguments) -> str:
-    """What callers ask for."""
-    return find_model(arguments.model, Path(arguments.root))[1][0].partition("/")[0]
+def item_index(arguments: BuildArguments, artifact: Artifact) -> str:
+    """Folder of the item index; empty where there is none.
+
+    Raises:
+        ModelError: it isn't there, or is another student's.
+    """
+    folder = absolute(arguments.index)
+    if folder:
+        open_index(Path(folder), "serve.index", artifact.manifest["files"].get(WEIGHTS, {}).get("sha256", "none"))
+    return folder
 
 
-def whole_config(arguments: BuildArguments) -> dict[str, Any]:
-    """Ingress and one version as two applications, for Serve's REST interface."""
-    own = described(arguments)
-    app = app_of(own.version)
-    served = Served(name=served_name(arguments), versions=(own.model_copy(update={"app": app}),))
-    given = arguments.model_dump(mode="json")
-    like = {"runtime_env": {}, "args": given}
-    front = {"name": APP, "route_prefix": "/", "import_path": "serve.app:ingress", **like}
-    back = {"name": app, "route_prefix": None, "import_path": "serve.app:version", **like}
-    config = {
-        "http_options": {"host": arguments.host, "port": arguments.port},
-        "applications": [front, {**back, "args": {**given, "model": own.version if own.names else arguments.model}}],
-    }
-    return with_served(config, served)
-
-
-def find_model(reference: str, root: Path) -> tuple[Path, tuple[str, ...]]:
-    """The artifact folder behind a reference, and the names that callers may use for it, the version first."""
-    if version := find_version(reference, root.expanduser().resolve(), "--model"):
-        return version.folder, (str(version), *(f"{version.name}@{alias}" for alias in version.aliases))
-    folder = Path(reference).expanduser().resolve()
-    return folder, (folder.name,)
+def absolute(path: str) -> str:
+    """A path that other processes find too; nothing stays nothing."""
+    return str(Path(path).expanduser().absolute()) if path else ""
 
 
 def main() -> None:

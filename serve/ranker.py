@@ -26,7 +26,7 @@ from serve.item_cache import ItemCache
 TOKENISERS = 2
 """Threads that tokenise; what they take is the interpreter's, not a core's."""
 WARM_UP_WORDS = (40, 20, 10, 1, 4)
-"""Lengths of the items that a replica scores before it is ready; the last ones tell its rate."""
+"""Lengths of the items that a replica scores before it is ready; the last tells its rate."""
 INDEX_SECONDS = 1.0
 """How often a replica looks whether the item index has changed."""
 
@@ -105,10 +105,10 @@ class Ranker:
         else:
             student = PairStudent(artifact.scorer(settings.runtime, settings.threads, settings.token_budget))
         self._student = student
-        for words in WARM_UP_WORDS:  # runtimes are slow with shapes that they haven't seen
-            tokens = student.tokenise("warm up", [f"an item {'of more words ' * words}"] * 16)
+        batches = [student.tokenise("warm up", [f"item {'of more words ' * words}"] * 16) for words in WARM_UP_WORDS]
+        for tokens in batches:  # runtimes are slow with shapes that they haven't seen
             student.compute(tokens)
-        start = time.monotonic()
+        start, tokens = time.monotonic(), batches[-1]
         student.compute(tokens)
         self._batcher = Batcher(
             student.compute,
