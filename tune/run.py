@@ -186,7 +186,9 @@ def _tune(
     os.environ |= {"TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     on_gpu, spread = share.device == "cuda", share.workers > 1
-    needs = {"cpu": 0.0 if spread else float(settings.cpus), "gpu": 1.0 if on_gpu and not spread else 0.0}
+    needs = {"cpu": float(settings.cpus), "gpu": 1.0 if on_gpu else 0.0}
+    if spread:  # its workers take what there is; a trial that asks for nothing at all is refused
+        needs = {"memory": 1.0}
     room = ray.cluster_resources().get("CPU", 1) // (share.workers * share.worker_cpus if spread else settings.cpus)
     if on_gpu:
         room = ray.cluster_resources().get("GPU", 1) // share.workers
