@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import ray.tune
 
 from rankstill.artifacts import load_artifact
+from rankstill.cluster import Share
 from rankstill.configfile import load_config
 from rankstill.errors import BudgetError, RunError
 from rankstill.registry import Registry
-from tune.run import sweep
+from tune.run import sweep, trial_needs
 from tune.space import make_space
 from tune.sweep import main
 from tune.trials import TrialFiles
@@ -50,6 +52,16 @@ SMALL = {
 def run(root, *overrides):
     config = load_config(SMALL, [f"storage.root={root}", *overrides])
     return sweep(config, make_space(config))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_trial_leaves_to_its_workers_what_they_train_with(workers, device):
+    share = Share(device, workers, worker_cpus=1, actors=(1, 1), actor_cpus=1, actor_gpus=1.0)
+    needs = trial_needs(share, cpus=3)
+    ray.tune.with_resources(lambda _: None, needs)  # which Ray takes
+    assert needs.get("cpu", 0) == (3 if workers == 1 else 0)
+    assert needs.get("gpu", 0) == (1 if workers == 1 and device == "cuda" else 0)
 
 
 @pytest.fixture(scope="module")

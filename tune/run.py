@@ -15,6 +15,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler
 
+from rankstill.cluster import Share
 from rankstill.config import Config
 from rankstill.configfile import dump_config
 from rankstill.errors import RunError
@@ -186,9 +187,6 @@ def _tune(
     os.environ |= {"TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     on_gpu, spread = share.device == "cuda", share.workers > 1
-    needs = {"cpu": float(settings.cpus), "gpu": 1.0 if on_gpu else 0.0}
-    if spread:  # its workers take what there is; a trial that asks for nothing at all is refused
-        needs = {"memory": 1.0}
     room = ray.cluster_resources().get("CPU", 1) // (share.workers * share.worker_cpus if spread else settings.cpus)
     if on_gpu:
         room = ray.cluster_resources().get("GPU", 1) // share.workers
@@ -198,7 +196,7 @@ def _tune(
     if not settings.loggers:  # whose files these are; what counts otherwise is in those of the trials
         shutil.rmtree(folder, ignore_errors=True)
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(partial(run_trial, plan=plan), needs),
+        ray.tune.with_resources(partial(run_trial, plan=plan), trial_needs(share, settings.cpus)),
         param_space=params,
         tune_config=ray.tune.TuneConfig(
             max_concurrent_trials=concurrent,
@@ -222,6 +220,13 @@ def _tune(
             f"sweep: {settings.failures} trials in a row failed for the same reason: {watch.reasons[-1]}; what is done"
             " stands, mend that and start again"
         )
+
+
+def trial_needs(share: Share, cpus: int) -> dict[str, float]:
+    """Resources of one trial. Where several workers train for it, they take them; but it has to ask for something."""
+    if share.workers > 1:
+        return {"memory": 1.0}
+    return {"cpu": float(cpus), "gpu": 1.0 if share.device == "cuda" else 0.0}
 
 
 def _given_up(run: Run, files: TrialFiles) -> Iterator[Path]:
