@@ -49,8 +49,7 @@ class FeedbackStore:
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
-            self._database = sqlite3.connect(self._path, timeout=BUSY_SECONDS)
-            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level="IMMEDIATE")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS events (event_id TEXT PRIMARY KEY, at TEXT, told TEXT) WITHOUT ROWID"

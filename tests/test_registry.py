@@ -127,14 +127,15 @@ def test_a_promoted_version_can_be_rolled_back(registry, artifact):
     for name in ("one", "two", "three"):
         registry.register("rolled", artifact(name), {})
     with pytest.raises(ModelError, match="had one champion only"):
-        registry.rollback("rolled", "rollback")
+        registry.previous("rolled", "rollback")
     now, before = registry.promote("rolled@challenger", "--model")
     assert (now.number, before.number) == (3, 1)
     assert "champion" in now.aliases
     assert registry.promote("rolled/3", "--model")[1].number == 3, "nothing to do"
-    now, before = registry.rollback("rolled", "rollback")
+    now, before = registry.promote(str(registry.previous("rolled", "rollback")), "rollback")
     assert (now.number, before.number) == (1, 3)
-    assert registry.rollback("rolled", "rollback")[0].number == 3, "and back again"
+    assert registry.previous("rolled", "rollback").number == 3, "and back again"
+    registry.promote("rolled@previous", "rollback")
     aliases = {version.number: set(version.aliases) for version in registry.versions("rolled")}
     assert aliases == {1: {"previous"}, 2: set(), 3: {"champion", "challenger"}}
 
@@ -206,14 +207,17 @@ def test_the_command_promotes_lists_and_rolls_back(registry, artifact, monkeypat
     for name in ("x", "y"):
         registry.register("said", artifact(name), {})
 
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # so that no cluster beside this test is asked
+
     def deploy(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["jobs.deploy", *words, f"storage.root={root}"])
         main()
         return capsys.readouterr().out
 
-    assert deploy("--model", "said@challenger") == "said/2 is champion, in place of said/1\n"
-    assert deploy("--model", "said/2") == "said/2 is champion already\n"
-    assert deploy("rollback", "said") == "said/1 is champion, in place of said/2\n"
+    alone = " (in the registry; no endpoint of it runs)\n"
+    assert deploy("--model", "said@challenger") == f"said/2 is champion, in place of said/1{alone}"
+    assert deploy("--model", "said/2") == f"said/2 is champion already{alone}"
+    assert deploy("rollback", "said") == f"said/1 is champion, in place of said/2{alone}"
     listed = deploy("list", "said").splitlines()
     assert listed[2].split()[:2] == ["said/1", "champion"]
     assert "challenger" in listed[3]
@@ -222,3 +226,12 @@ def test_the_command_promotes_lists_and_rolls_back(registry, artifact, monkeypat
             deploy(*words)
     with pytest.raises(ModelError, match="it has"):
         deploy("--model", "said/9")
+    for words, says in (
+        (["--model", "said/2", "--weight", "10"], "no endpoint that serves 'said' runs here"),
+        (["drain", "said/2"], "no endpoint that serves 'said' runs here"),
+        (["--model", "said/2", "--weight", "100"], "--weight is 100"),
+        (["--model", "said/2", "--shadow", "-1"], "--shadow is -1"),
+        (["list", "--weight", "5"], "go with --model"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            deploy(*words)
