@@ -1,18 +1,15 @@
 """The HTTP routes: what comes in is checked, sent to a version's rankers, and answered in the caller's protocol."""
 
 import asyncio
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
-import orjson
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -20,11 +17,8 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from rankstill.bm25 import Bm25
-from rankstill.config import Data, Source
-from rankstill.data import read_items
 from rankstill.served import Served, Version
-from rankstill.text import encodable, normalise, render_item
+from rankstill.text import encodable, normalise
 from serve.api import (
     Document,
     Event,
@@ -36,19 +30,31 @@ from serve.api import (
     RerankV1,
     RerankV2,
 )
+from serve.catalogue import Catalogue
 from serve.feedback_store import FeedbackStore
-from serve.guard import Guard, problem, retry_after, write_access_log
-from serve.keys import Key, read_keys
+from serve.guard import Guard, retry_after, write_access_log
+from serve.keys import read_keys
 from serve.observed import Observed
 from serve.ranker import Refusal, ScoreRequest, Scores
 from serve.traffic import Traffic
+from serve.wire import (
+    JSON,
+    best_first,
+    encoded,
+    id_of,
+    is_admin,
+    on_invalid,
+    on_problem,
+    read_json,
+    text_of,
+    validated,
+)
 
 READY_SECONDS = 2.0
 RANKER = "Ranker"
 """Deployment of a version's application that scores."""
 MOST_SHADOWS = 32
 """Copies under way at a time; where there are more, no further ones are made."""
-JSON = "application/json"
 PAGE = Path(__file__).with_name("web") / "index.html"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline';"
@@ -71,8 +77,6 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         504: "The time that the caller allowed is over.",
     }.items()
 }
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,8 @@ class Endpoint:
         api.get("/metrics")(self.metrics)
         api.get("/v1/catalogue", responses={404: _PROBLEMS[404], 422: _PROBLEMS[422]})(self.catalogue)
         api.get("/", include_in_schema=False)(self.page)
-        api.add_exception_handler(RequestValidationError, _on_invalid)
-        api.add_exception_handler(HTTPException, _on_problem)
+        api.add_exception_handler(RequestValidationError, on_invalid)
+        api.add_exception_handler(HTTPException, on_problem)
         described = api.openapi
 
         def openapi() -> dict[str, Any]:
@@ -186,17 +190,17 @@ class Endpoint:
 
     async def rerank(self, request: Request) -> Response:
         """Rank texts for a query in the form of text-embeddings-inference; without `texts`, as `/v1/rerank`."""
-        given = await _json(request)
+        given = await read_json(request)
         if not isinstance(given, dict) or "texts" not in given:
-            return await self.rerank_v1(request, _validated(RerankV1, given))
-        body = _validated(RerankTei, given)
+            return await self.rerank_v1(request, validated(RerankV1, given))
+        body = validated(RerankTei, given)
         ranked = await self._rank(request, body, list(body.texts), None, "")
         values = ranked.scores.logits_N if body.raw_scores else ranked.relevance_N
         results = [
             {"index": place, "score": float(values[place]), **({"text": body.texts[place]} if body.return_text else {})}
-            for place in _best(values, None)
+            for place in best_first(values, None)
         ]
-        return Response(_encoded(results), media_type=JSON)
+        return Response(encoded(results), media_type=JSON)
 
     async def feedback(self, body: Feedback | Event) -> Response:
         """Take what shoppers did, one event or many; it is on disk when this answers."""
@@ -204,7 +208,7 @@ class Endpoint:
         stored = await self._feedback.store(events)
         self._observed.events.labels("stored").inc(stored)
         self._observed.events.labels("known").inc(len(events) - stored)
-        return Response(_encoded({"stored": stored, "known": len(events) - stored}), media_type=JSON)
+        return Response(encoded({"stored": stored, "known": len(events) - stored}), media_type=JSON)
 
     async def models(self) -> dict[str, Any]:
         """The versions that are served."""
@@ -230,7 +234,7 @@ class Endpoint:
         """Items of the catalogue that share words with a query, BM25's best first."""
         if self._catalogue is None:
             raise HTTPException(404, "this endpoint has no catalogue (serve.catalogue); send documents of your own")
-        return Response(_encoded({"items": self._catalogue.search(query, count)}), media_type=JSON)
+        return Response(encoded({"items": self._catalogue.search(query, count)}), media_type=JSON)
 
     async def page(self) -> Response:
         """A page to try it."""
@@ -282,7 +286,7 @@ class Endpoint:
         if found is None or (found is traffic.champion and not forced):
             key = user or request.headers.get("x-user", "")
             return traffic.choose(key)
-        if not _admin(caller):
+        if not is_admin(caller):
             raise HTTPException(
                 403, f"model {name!r}: this key may not choose a version; ask for {traffic.served.name!r}"
             )
@@ -296,8 +300,8 @@ class Endpoint:
         fields: list[str] | tuple[str, ...],
         asked: bool,
     ) -> ScoreRequest:
-        texts = [_text(document, fields, asked) for document in documents]
-        ids = [_id(document) for document in documents]
+        texts = [text_of(document, fields, asked) for document in documents]
+        ids = [id_of(document) for document in documents]
         allowed = self._settings.timeout_ms
         given = request.headers.get("x-timeout-ms", "")
         if given:
@@ -371,10 +375,10 @@ class Endpoint:
     ) -> Response:
         relevance_N = ranked.relevance_N
         results: list[dict[str, Any]] = []
-        for place in _best(relevance_N, body.top_n):
+        for place in best_first(relevance_N, body.top_n):
             document: Document = body.documents[place]
             result: dict[str, Any] = {"index": place, "relevance_score": float(relevance_N[place])}
-            if own := _id(document):
+            if own := id_of(document):
                 result["id"] = own
             if echo:
                 result["document"] = {"text": document} if isinstance(document, str) else document
@@ -390,83 +394,4 @@ class Endpoint:
             "meta": {"api_version": {"version": protocol}, "billed_units": {"search_units": 1}},
             "truncated": ranked.scores.truncated,
         }
-        return Response(_encoded(answer, strict=echo), media_type=JSON)
-
-
-class Catalogue:
-    """Items to choose candidates from."""
-
-    def __init__(self, path: str, fields: tuple[str, ...]) -> None:
-        """Raises DataError where the file can't be read."""
-        source = Source(path=path)
-        self._items = read_items(source, Data(sources=(source,), fields=fields), "serve.catalogue")
-        self._index = Bm25(self._items["text"].to_list())
-
-    def search(self, query: str, count: int) -> list[dict[str, str]]:
-        """The best items, with id and text."""
-        found = self._items[self._index.top(normalise(query), count).tolist()]
-        return found.rename({"item_id": "id"}).to_dicts()
-
-
-def _best(values_N: NDArray[Any], count: int | None) -> list[int]:
-    """Places of the largest values, largest first; of equals the one that came first."""
-    return np.argsort(-values_N, kind="stable")[:count].tolist()
-
-
-def _admin(caller: Key | None) -> bool:
-    return caller is not None and caller.may("admin")
-
-
-def _id(document: Document) -> str:
-    """A document's own id, or nothing."""
-    own = document.get("id") if isinstance(document, dict) else None
-    return encodable(str(own)) if isinstance(own, str | int) and not isinstance(own, bool) else ""
-
-
-def _text(document: Document, fields: list[str] | tuple[str, ...], asked: bool) -> str:
-    if isinstance(document, str):
-        return encodable(document)
-    return encodable(render_item(document, fields if asked or "text" not in document else ["text"]))
-
-
-async def _json(request: Request) -> Any:
-    try:
-        return json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(422, "body: no JSON; send an object with query and texts, or documents") from error
-
-
-def _validated(model: type[Model], given: Any) -> Model:
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
-
-
-def _encoded(answer: Any, strict: bool = False) -> bytes:
-    """As JSON; `strict` where callers' own objects are in it, of which JSON can't hold all.
-
-    Raises:
-        HTTPException: it can't.
-    """
-    if not strict:
-        return orjson.dumps(answer)
-    try:
-        return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except (ValueError, RecursionError) as error:
-        message = "documents can't be returned: they hold NaN, infinity, half a character or too deep nesting"
-        raise HTTPException(422, message) from error
-
-
-async def _on_invalid(request: Request, error: Exception) -> Response:
-    """A body that isn't JSON, or whose fields are unknown or mistyped."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    return problem(422, f"{place or 'body'}: {first['msg']}", request.url.path)
-
-
-async def _on_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    headers = dict(error.headers) if error.headers else None
-    return problem(error.status_code, str(error.detail), request.url.path, headers)
+        return Response(encoded(answer, strict=echo), media_type=JSON)

@@ -13,8 +13,10 @@ import json
 import random
 import re
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -26,7 +28,8 @@ VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 10**30, 1e308, float("nan"), float("inf"), "", " ", "\x00", "\ud800", "\u202e" * 50, "x" * 5000,
     [], {}, [[]], [None], [1], {"a": {"b": []}}, ["\ud83d\ude00" * 300], {"id": None}, {"id": ["x"]}, {"text": 3},
 )  # fmt: skip
-LEAKS = re.compile(r"Traceback|site-packages|\.py\b|/home/|/root/|/usr/|/tmp/|RayTaskError")
+PLACES = {str(Path.home()), str(Path.cwd()), sys.prefix, sys.base_prefix, tempfile.gettempdir()}
+LEAKS = re.compile("|".join(["Traceback", "site-packages", r"\.py\b", "RayTaskError", *map(re.escape, PLACES)]))
 AT_ONCE = 8
 
 Body = bytes | Callable[[], AsyncIterator[bytes]]

@@ -1,0 +1,98 @@
+"""Between callers' JSON and what the endpoint works with: bodies in, answers and errors out."""
+
+import json
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from rankstill.text import encodable, render_item
+from serve.api import Document
+from serve.guard import problem
+from serve.keys import Key
+
+JSON = "application/json"
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def best_first(values_N: NDArray[Any], count: int | None) -> list[int]:
+    """Places of the largest values, largest first; of equals the one that came first."""
+    return np.argsort(-values_N, kind="stable")[:count].tolist()
+
+
+def is_admin(caller: Key | None) -> bool:
+    """Whether a caller may choose versions."""
+    return caller is not None and caller.may("admin")
+
+
+def id_of(document: Document) -> str:
+    """A document's own id, or nothing."""
+    own = document.get("id") if isinstance(document, dict) else None
+    return encodable(str(own)) if isinstance(own, str | int) and not isinstance(own, bool) else ""
+
+
+def text_of(document: Document, fields: list[str] | tuple[str, ...], asked: bool) -> str:
+    """What of a document is scored: its text, or its fields; `asked` where the caller named these."""
+    if isinstance(document, str):
+        return encodable(document)
+    return encodable(render_item(document, fields if asked or "text" not in document else ["text"]))
+
+
+async def read_json(request: Request) -> Any:
+    """A body.
+
+    Raises:
+        HTTPException: it is no JSON.
+    """
+    try:
+        return json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(422, "body: no JSON; send an object with query and texts, or documents") from error
+
+
+def validated(model: type[Model], given: Any) -> Model:
+    """What came in, as the route wants it.
+
+    Raises:
+        RequestValidationError: it is something else.
+    """
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+
+
+def encoded(answer: Any, strict: bool = False) -> bytes:
+    """As JSON; `strict` where callers' own objects are in it, of which JSON can't hold all.
+
+    Raises:
+        HTTPException: it can't.
+    """
+    if not strict:
+        return orjson.dumps(answer)
+    try:
+        return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (ValueError, RecursionError) as error:
+        message = "documents can't be returned: they hold NaN, infinity, half a character or too deep nesting"
+        raise HTTPException(422, message) from error
+
+
+async def on_invalid(request: Request, error: Exception) -> Response:
+    """A body that isn't JSON, or whose fields are unknown or mistyped."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    return problem(422, f"{place or 'body'}: {first['msg']}", request.url.path)
+
+
+async def on_problem(request: Request, error: Exception) -> Response:
+    """What a route refused."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers) if error.headers else None
+    return problem(error.status_code, str(error.detail), request.url.path, headers)
