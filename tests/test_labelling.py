@@ -39,6 +39,7 @@ from rankstill.steps.labelling import (
     open_labeller,
     score_rows,
     write_block,
+    write_pending,
 )
 from rankstill.steps.run import Run
 from rankstill.teachers.kinds import LoadedTeacher, TeacherModel
@@ -249,6 +250,18 @@ def test_a_block_of_rejects_only_writes_no_labels(tmp_path, teacher):
     (file,) = told["files"]
     assert re.fullmatch(r"runs/r/rejects--000000-[0-9a-f]{8}\.jsonl", file["path"])
     assert told["tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("block", "actors", "part"), [(4096, 1, 4096), (4096, 2, 2048), (4096, 10, 1024), (500, 2, 500)]
+)
+def test_actors_share_the_pairs_in_work(tmp_path, block, actors, part):
+    store = open_store(str(tmp_path / "labels"), "f00", {})
+    pairs = made_pairs(50_000)
+    with store.writing() as writer:
+        parts = write_pending(writer, pairs.lazy(), tmp_path, block, actors)
+    assert sum(parts.values()) == 50_000
+    assert max(parts.values()) == part
 
 
 def test_a_block_that_is_done_is_not_scored_again(tmp_path, teacher):

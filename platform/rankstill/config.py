@@ -113,7 +113,8 @@ class Labels(Section):
     token_budget: int = Field(default=2048, ge=64)
     """Padded tokens in one forward pass."""
     block: int = Field(default=4096, ge=1)
-    """Pairs that travel to an actor together and are sorted by length together."""
+    """Pairs in work at a time, which is what a killed run may have to score again: each actor's part, of 1,024 at least,
+    travels to it together, is sorted by length together, and becomes a file."""
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """Number format of the teacher's forward pass; auto is bfloat16 where the device has it, and int8 (ONNX Runtime on
     CPUs) is refused where its scores differ."""

@@ -38,7 +38,7 @@ from rankstill.text import pair_id
 from tests.benchmarks.workload import label_hashed, write_hashed
 
 VICTIMS = ("driver", "actor", "node")
-BLOCK = 500
+BLOCK = 2048
 STRIDE, STRIDE_SECONDS = 50, 0.1
 """Pairs that are noted as scored together, and how long they take."""
 SHORTEST, LONGEST = 0.0, 8.0
