@@ -82,7 +82,7 @@ def compress(config: Config, model: str, judgements: str, split: str, out: Path)
         aside = Path(parent, out.name)
         aside.mkdir()
         small = quantise_artifact(artifact, aside)
-        measured = check_fidelity(artifact, small, pairs, judgements, config.labels.token_budget)
+        measured = check_fidelity(artifact, small, pairs, judgements, config.labels.budget("cpu"))
         describe(artifact, aside, {"judgements": Path(judgements).name, "split": split, **measured})
         os.replace(aside, out)
     return measured

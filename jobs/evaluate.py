@@ -66,7 +66,7 @@ def evaluate_files(
     device = pick_device(config.resources.device)
     models = {"--model": model, **({"--against": against} if against else {})}
     rankers = [
-        load_ranker(reference, field, config.storage.folder, device, config.labels.token_budget)
+        load_ranker(reference, field, config.storage.folder, device, config.labels.budget(device))
         for field, reference in models.items()
     ]
     measured = []

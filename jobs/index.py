@@ -125,10 +125,10 @@ def _encode(run: Run, artifact: Artifact, index: ItemIndex, missing: pl.DataFram
     share, labels = run.share, run.config.labels
     with work_folder(run.root, "index") as aside:
         blocks = []
-        for place, part in enumerate(missing.iter_slices(labels.block)):
+        for place, part in enumerate(missing.iter_slices(labels.part("cpu", share.actors[1]))):
             blocks.append(str(aside / f"{place:06d}.parquet"))
             part.write_parquet(blocks[-1])
-        job = IndexJob(str(artifact.folder), "cpu", share.actor_cpus, labels.token_budget)
+        job = IndexJob(str(artifact.folder), "cpu", share.actor_cpus, labels.budget("cpu"))
         for row in map_blocks(EncodeActor, job, blocks, share.actors):
             run.reporter.advance(ProgressEvent("index", row["items"], missing.height, "item", {}))
         files = [encoded(block) for block in blocks]

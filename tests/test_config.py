@@ -5,6 +5,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from rankstill.config import Labels
 from rankstill.configfile import describe_fields, dump_config, load_config, parse_config
 from rankstill.errors import ConfigError
 
@@ -250,3 +251,25 @@ def test_a_described_default_is_the_one_that_holds():
         key: default for key, default, _ in describe_fields() if not key.startswith("data.") and ".0." not in key
     }
     assert described == {key: repr(operator.attrgetter(key)(config)) for key in described}
+
+
+def test_batches_are_larger_on_gpus_unless_the_config_says():
+    assert Labels().budget("cuda:0") > Labels().budget("cpu")
+    assert Labels(token_budget=100).budget("cuda") == Labels(token_budget=100).budget("cpu") == 100
+    with pytest.raises(ValueError, match="token_budget is 63; give 64 or more, or auto"):
+        Labels(token_budget=63)
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "actors", "part"),
+    [
+        ({}, "cpu", 1, 4096),
+        ({}, "cpu", 2, 2048),
+        ({}, "cpu", 64, 2048),
+        ({}, "cuda", 4, 32_768),
+        ({"block": 300}, "cpu", 2, 300),
+        ({"block": 300, "token_budget": 100}, "cpu", 2, 150),
+    ],
+)
+def test_actors_share_the_pairs_in_work(settings, device, actors, part):
+    assert Labels(**settings).part(device, actors) == part

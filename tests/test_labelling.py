@@ -39,7 +39,6 @@ from rankstill.steps.labelling import (
     open_labeller,
     score_rows,
     write_block,
-    write_pending,
 )
 from rankstill.steps.run import Run
 from rankstill.teachers.kinds import LoadedTeacher, TeacherModel
@@ -110,7 +109,7 @@ def test_what_is_missing_is_scored_once_and_what_is_new_is_added(tmp_path, teach
     audit = verify(labeller.store)
     assert (audit.clean, audit.rows, audit.orphans) == (True, 1010, [])
     assert [commit.told["data"] for commit in labeller.store.commits()] == ["d00", "d01"]
-    assert len(labeller.store.commits()[0].files) == 4, "blocks of at most 300"
+    assert len(labeller.store.commits()[0].files) == 7, "each of two actors has half of 300 pairs at a time"
 
 
 @pytest.mark.usefixtures("cluster")
@@ -250,18 +249,6 @@ def test_a_block_of_rejects_only_writes_no_labels(tmp_path, teacher):
     (file,) = told["files"]
     assert re.fullmatch(r"runs/r/rejects--000000-[0-9a-f]{8}\.jsonl", file["path"])
     assert told["tokens"] == 0
-
-
-@pytest.mark.parametrize(
-    ("block", "actors", "part"), [(4096, 1, 4096), (4096, 2, 2048), (4096, 10, 1024), (500, 2, 500)]
-)
-def test_actors_share_the_pairs_in_work(tmp_path, block, actors, part):
-    store = open_store(str(tmp_path / "labels"), "f00", {})
-    pairs = made_pairs(50_000)
-    with store.writing() as writer:
-        parts = write_pending(writer, pairs.lazy(), tmp_path, block, actors)
-    assert sum(parts.values()) == 50_000
-    assert max(parts.values()) == part
 
 
 def test_a_block_that_is_done_is_not_scored_again(tmp_path, teacher):

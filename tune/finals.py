@@ -85,7 +85,8 @@ class FinalLook:
 def look_at_test(run: Run, plan: TrialPlan, winner: Variant) -> FinalLook:
     """Score the test split with the winner, and with the teacher and BM25 where that isn't done."""
     pairs = judged_split(plan.prepared.pairs, "test")
-    device, budget = pick_device(run.config.resources.device), run.config.labels.token_budget
+    device = pick_device(run.config.resources.device)
+    budget = run.config.labels.budget(device)
     makers = {
         "teacher": (plan.taught.key, lambda: load_ranker(str(plan.taught.folder), "teacher", run.root, device, budget)),
         "student": (

@@ -109,7 +109,9 @@ def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: 
     pairs = judged_split(plan.prepared.pairs, "valid")
     runtime = artifact.resolve(config.serve.runtime)
     with QuietLock(run.root).shared():
-        ranker = artifact_ranker(name, artifact.folder, runtime, run.share.device, config.labels.token_budget)
+        ranker = artifact_ranker(
+            name, artifact.folder, runtime, run.share.device, config.labels.budget(run.share.device)
+        )
         report, table, _ = evaluate(ranker, pairs, "valid split")
     files.write_table(f"{name} {artifact.precision}", table)
     timing = Timing(

@@ -10,8 +10,10 @@ from rankstill.model_config import Distill, Section, Student, Teacher, Train
 from rankstill.sweep_config import Sweep
 
 Auto = Literal["auto"]
-
-
+AUTO_BUDGET = {"cpu": 2048, "cuda": 16_384}
+"""Padded tokens of a forward pass: few enough for a CPU's caches, and enough to fill a GPU."""
+AUTO_BLOCK = {"cpu": 4096, "cuda": 131_072}
+"""Pairs in work: seconds of a device."""
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names under which students are registered."""
 
@@ -110,16 +112,34 @@ class Labels(Section):
     """Items of each made query, the one that it was made of among them."""
     made_mix: Mix = Mix(best=5, further=4, random=2)
     """Which the others are."""
-    token_budget: int = Field(default=2048, ge=64)
-    """Padded tokens in one forward pass."""
-    block: int = Field(default=4096, ge=1)
-    """Pairs in work at a time, which is what a killed run may have to score again: each actor's part, of 1,024 at least,
-    travels to it together, is sorted by length together, and becomes a file."""
+    token_budget: int | Auto = "auto"  # noqa: S105 (no password)
+    """Padded tokens in one forward pass, 64 or more; auto is 2,048 on CPUs and 16,384 on GPUs."""
+    block: int | Auto = "auto"
+    """Pairs in work at a time, which is what a killed run may have to score again; auto is 4,096 on CPUs and 131,072 on
+    GPUs. Each actor's part of them travels to it together, is sorted by length together, and becomes a file; it has as
+    many pairs as a forward pass has tokens at least, so that little is padding, unless `block` has fewer."""
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """Number format of the teacher's forward pass; auto is bfloat16 where the device has it, and int8 (ONNX Runtime on
     CPUs) is refused where its scores differ."""
     runtime: Literal["auto", "torch", "openvino"] = "auto"
     """What runs it; auto is OpenVINO on CPUs for models that it can run, and torch elsewhere."""
+
+    @model_validator(mode="after")
+    def _room(self) -> "Labels":
+        for field, least in (("token_budget", 64), ("block", 1)):
+            if (value := getattr(self, field)) != "auto" and value < least:
+                raise ValueError(f"{field} is {value}; give {least} or more, or auto")
+        return self
+
+    def budget(self, device: str) -> int:
+        """`token_budget` on a kind of device."""
+        given = self.token_budget
+        return AUTO_BUDGET[device.partition(":")[0]] if given == "auto" else given
+
+    def part(self, device: str, actors: int) -> int:
+        """Pairs that one of so many actors works through together."""
+        block = AUTO_BLOCK[device.partition(":")[0]] if self.block == "auto" else self.block
+        return max(min(block, self.budget(device)), block // actors)
 
 
 class Serve(Section):

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
 from rankstill.cli import format_table
+from rankstill.config import AUTO_BLOCK
 from rankstill.label_care import verify
 from rankstill.labels import open_store
 from rankstill.scoring import Work
@@ -38,7 +39,7 @@ from rankstill.text import pair_id
 from tests.benchmarks.workload import label_hashed, write_hashed
 
 VICTIMS = ("driver", "actor", "node")
-BLOCK = 2048
+BLOCK = AUTO_BLOCK["cpu"]
 STRIDE, STRIDE_SECONDS = 50, 0.1
 """Pairs that are noted as scored together, and how long they take."""
 SHORTEST, LONGEST = 0.0, 8.0
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.drive:
-        label_hashed(arguments.drive, SlowActor, f"labels.block={BLOCK}")
+        label_hashed(arguments.drive, SlowActor)
         return
     draw = random.Random(arguments.seed)
     rows = [["run", "killed", "after s", "scored by then", "drivers", "labels", "in store twice", "verify"]]

@@ -38,7 +38,7 @@ def compare(run: Run, prepared: Prepared, taught: Taught, trained: Trained) -> C
         for role, reference in (("teacher", str(taught.folder)), ("student", str(trained.folder)), ("bm25", "bm25")):
             run.reporter.event("reports", state="evaluating", model=role, pairs=pairs.height)
             device = pick_device(run.config.resources.device)
-            ranker = load_ranker(reference, role, run.root, device, run.config.labels.token_budget)
+            ranker = load_ranker(reference, role, run.root, device, run.config.labels.budget(device))
             reports[role], tables[role], _ = evaluate(ranker, pairs, "test split")
         student, teacher = reports["student"], reports["teacher"]
         report = {

@@ -73,7 +73,7 @@ def _measure(run: Run, prepared: Prepared, taught: Taught, rivals: dict[str, str
     for name, reference in {"teacher": str(taught.folder), **rivals}.items():
         run.reporter.event("gates", state="scoring", model=name, pairs=pairs.height)
         device = pick_device(run.config.resources.device)
-        ranker = load_ranker(reference, "teacher", run.root, device, run.config.labels.token_budget)
+        ranker = load_ranker(reference, "teacher", run.root, device, run.config.labels.budget(device))
         scores[name] = ranker.score(pairs)
         tables[name] = per_query(pairs, scores[name])
     differences = {

@@ -38,8 +38,7 @@ LONGEST_TEXT = 1_000_000
 """Characters of a query or text; a longer one isn't a product."""
 MOST_FAILURES = 16
 """Pairs of one block that may fail; where more do, it is not the pairs that are at fault."""
-SMALLEST_BLOCK, SMALLEST_PART = 256, 1024
-"""Pairs of a block at least: of a run of few pairs, and of one that has enough (and `labels.block` of as many)."""
+SMALLEST_BLOCK = 256
 SHOWN, SHOWN_TEXT = 3, 500
 """Pairs that an error names, and characters that a rejects file keeps of a text."""
 
@@ -214,7 +213,7 @@ class Labeller:
             model=self.model,
             precision=self.precision,
             runtime=run.config.labels.runtime,
-            token_budget=run.config.labels.token_budget,
+            token_budget=run.config.labels.budget(run.share.device),
             device=run.share.device,
             threads=run.share.actor_cpus,
             gpus=run.share.actor_gpus,
@@ -249,7 +248,8 @@ def label_missing(
 
     with work_folder(run.root, "labels") as aside, store.writing(waiting) as writer:
         pairs = pairs.select("pair_id", "query", "item_id", "text")
-        blocks = write_pending(writer, pairs, aside, run.config.labels.block, share.actors[1])
+        part = run.config.labels.part(share.device, share.actors[1])
+        blocks = write_pending(writer, pairs, aside, part, share.actors[1])
         total = sum(blocks.values())
         reporter.event("labels", state="counted", model=labeller.model.folder, missing=total)
         if not blocks:
@@ -309,15 +309,14 @@ class Tally:
 
 
 def write_pending(writer: LabelRun, pairs: pl.LazyFrame, aside: Path, block: int, actors: int) -> dict[str, int]:
-    """Write what the store lacks as blocks, each actor's part of `block`; returns their paths with their pairs."""
+    """Write what the store lacks as blocks of so many pairs; returns their paths with their pairs."""
     blocks = {}
-    part_rows = max(min(block, SMALLEST_PART), block // actors)
     for bucket, lacking in writer.store.missing(pairs, aside / "buckets"):
         # By text, so that sentence encoders, which encode each text of a block once, meet an item in one block.
         lacking = lacking.sort("text", maintain_order=True)
         # A run of few pairs is cut so that every actor has some and none waits long for the last.
         few = max(SMALLEST_BLOCK, math.ceil(lacking.height / actors / 4))
-        rows = part_rows if bucket else min(part_rows, few)
+        rows = block if bucket else min(block, few)
         for number, part in enumerate(lacking.iter_slices(rows)):
             path = writer.pending(bucket, number)
             write_block(writer.store.tree, path, part)

@@ -38,7 +38,7 @@ def quantised(run: Run, prepared: Prepared, model: TeacherModel) -> TeacherModel
         sample = pairs.filter(pl.col("query_id").is_in(kept.implode()))
         with tempfile.TemporaryDirectory() as aside:
             whole, small = quantise(run, model, Path(aside), folder / "model")
-            measured = check_fidelity(whole, small, sample, "the valid split", run.config.labels.token_budget)
+            measured = check_fidelity(whole, small, sample, "the valid split", run.config.labels.budget("cpu"))
         write_json(folder / "fidelity.json", measured)
 
     return replace(model, folder=str(run.step("quantised", key, build) / "model"))

@@ -102,7 +102,8 @@ def open_teacher(run: Run, model: TeacherModel) -> LoadedTeacher:
     """A model in this process."""
     labels = run.config.labels
     precision = "float32" if labels.precision == "int8" else labels.precision  # which only the labelling form has
-    return load_teacher(model, "teacher", pick_device(run.config.resources.device), precision, labels.token_budget)
+    device = pick_device(run.config.resources.device)
+    return load_teacher(model, "teacher", device, precision, labels.budget(device))
 
 
 def _fine_tune(run: Run, prepared: Prepared, key: str, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A causal language model as a teacher: the logits of label tokens after a prompt."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,9 +41,12 @@ class CausalRanker:
                 tokens_BL[place, : lengths[row]] = torch.tensor(ids[row])
                 mask_BL[place, : lengths[row]] = 1
             device = self.model.device
+            # What follows each prompt; of all tokens, the logits of a large vocabulary would be most of the work.
+            ends, place_B = torch.unique(torch.from_numpy(lengths[rows] - 1), return_inverse=True)
+            inputs = {"input_ids": tokens_BL, "attention_mask": mask_BL, "logits_to_keep": ends}
             with torch.inference_mode():
-                logits_BLV = self.model(input_ids=tokens_BL.to(device), attention_mask=mask_BL.to(device)).logits
-            last_BV = logits_BLV[torch.arange(len(rows)), torch.from_numpy(lengths[rows] - 1)].float()
+                logits_BEV = self.model(**{name: value.to(device) for name, value in inputs.items()}).logits
+            last_BV = logits_BEV[torch.arange(len(rows)), place_B].float()
             found[rows] = last_BV[:, list(self.answer_ids)].cpu().numpy()
         return found
 
@@ -77,6 +81,10 @@ def load_causal(
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{field}: {name!r} lacks the weights {', '.join(missing[:3])}; it is no causal language model, name one"
+        )
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"{field}: {type(model).__name__} tells no logits of single tokens; name another kind of model"
         )
     ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
     firsts = [part[0] if part else -1 for part in ids]
