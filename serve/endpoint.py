@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -105,11 +103,6 @@ class Ranked:
     version: Version
     scores: Scores
 
-    @property
-    def relevance_N(self) -> NDArray[np.float64]:
-        """In [0, 1]."""
-        return 1.0 / (1.0 + np.exp(-self.scores.logits_N.astype(np.float64)))
-
 
 class Endpoint:
     """The routes of one ingress."""
@@ -195,7 +188,7 @@ class Endpoint:
             return await self.rerank_v1(request, validated(RerankV1, given))
         body = validated(RerankTei, given)
         ranked = await self._rank(request, body, list(body.texts), None, "")
-        values = ranked.scores.logits_N if body.raw_scores else ranked.relevance_N
+        values = ranked.scores.logits_N if body.raw_scores else ranked.scores.relevance_N
         results = [
             {"index": place, "score": float(values[place]), **({"text": body.texts[place]} if body.return_text else {})}
             for place in best_first(values, None)
@@ -373,7 +366,7 @@ class Endpoint:
     def _answer(
         self, request: Request, body: RerankV1 | RerankV2, ranked: Ranked, echo: bool, protocol: str
     ) -> Response:
-        relevance_N = ranked.relevance_N
+        relevance_N = ranked.scores.relevance_N
         results: list[dict[str, Any]] = []
         for place in best_first(relevance_N, body.top_n):
             document: Document = body.documents[place]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from rankstill.artifacts import WEIGHTS, Artifact, load_artifact
 from rankstill.cross_encoder import TokenisedPairs
@@ -52,6 +53,8 @@ class Scores:
     """Answer to a ScoreRequest, in the order of its documents."""
 
     logits_N: Floats
+    relevance_N: NDArray[np.float64]
+    """In [0, 1]: how relevant a document is, calibrated where the student's artifact says how."""
     tokens: int
     """That the student read."""
     truncated: int
@@ -105,6 +108,7 @@ class Ranker:
         else:
             student = PairStudent(artifact.scorer(settings.runtime, settings.threads, settings.token_budget))
         self._student = student
+        self._scale, self._offset = artifact.calibration
         batches = [student.tokenise("warm up", [f"item {'of more words ' * words}"] * 16) for words in WARM_UP_WORDS]
         for tokens in batches:  # runtimes are slow with shapes that they haven't seen
             student.compute(tokens)
@@ -144,6 +148,7 @@ class Ranker:
         seconds = {"tokenise": prepared - began, "forward": computed - prepared, "answer": time.monotonic() - computed}
         return Scores(
             logits_N=logits_N,
+            relevance_N=expit(self._scale * logits_N.astype(np.float64) + self._offset),
             tokens=int(work.tokens.lengths_B.sum()),
             truncated=int(work.tokens.truncated.sum()),
             known=len(request.texts) - len(work.places),

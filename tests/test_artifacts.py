@@ -8,6 +8,7 @@ from builders import made_up_pairs, tiny_cross_encoder
 from scipy.stats import spearmanr
 
 from rankstill.artifacts import export_artifact, is_artifact, load_artifact
+from rankstill.calibration import Calibration
 from rankstill.compression import quantise_artifact
 from rankstill.errors import ModelError
 from rankstill.rankers import load_ranker
@@ -25,7 +26,7 @@ def exported(student, tmp_path_factory):
     """One export for the whole file; tests that change it work on copies."""
     folder = tmp_path_factory.mktemp("export") / "artifact"
     folder.mkdir()
-    return export_artifact(student, folder, MADE_FROM, ["title", "brand"])
+    return export_artifact(student, folder, MADE_FROM, ["title", "brand"], Calibration(2.0, -0.5, 0.2, 0.1))
 
 
 @pytest.fixture
@@ -157,6 +158,17 @@ def test_a_manifest_that_does_not_vouch_for_the_model_is_refused(copied, name):
     assert name in refusal(copied)
 
 
+@pytest.mark.parametrize("scale", [0, -1.0, float("nan"), "2", None])
+def test_a_calibration_that_turns_the_order_around_is_refused(copied, scale):
+    edit_manifest(copied, lambda manifest: manifest["calibration"].update(scale=scale))
+    refusal(copied)
+
+
+def test_a_calibration_that_would_turn_the_order_around_is_left_out(student, tmp_path):
+    artifact = export_artifact(student, tmp_path, {}, ["title"], Calibration(-1.0, 0.0, 0.2, 0.1))
+    assert artifact.calibration == (1.0, 0.0)
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     assert "manifest.json" in refusal(tmp_path / "absent")
 
@@ -172,6 +184,7 @@ def test_an_int8_artifact_scores_nearly_the_same_and_is_smaller(exported, tmp_pa
     assert sizes[0] < 0.7 * sizes[1]
     assert not (small.folder / "model.safetensors").exists()
     assert small.precision == "int8"
+    assert small.calibration == exported.calibration == (2.0, -0.5)
     assert small.manifest["made_from"]["teacher"] == "f00"
     weights = exported.manifest["files"]["model.safetensors"]["sha256"]
     assert small.manifest["made_from"]["compressed"] == {"method": "int8", "weights": weights}

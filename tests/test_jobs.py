@@ -20,6 +20,7 @@ from jobs.index import index_items
 from jobs.pipeline import run_until
 from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
+from rankstill.calibration import calibrate
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
@@ -79,6 +80,16 @@ def test_every_output_is_whole(made, config):
     version = Registry(Path(config.storage.root)).resolve("tiny@champion", "test")
     assert str(version.folder) == made.places["artifact"]
     assert list(Path(config.storage.root, "partial").iterdir()) == []
+
+
+def test_served_scores_are_calibrated_on_the_valid_split(made):
+    artifact = load_artifact(Path(made.places["artifact"]))
+    pairs = Prepared("", Path(made.places["data"])).pairs
+    valid = pairs.filter(pl.col("split") == "valid")
+    scores = artifact.scorer().score(valid["query"].to_list(), valid["text"].to_list())
+    fitted = calibrate(scores.astype(np.float64), (valid["label"] / pairs["label"].max()).to_numpy())
+    expected = (fitted.scale, fitted.offset) if fitted.scale > 0 else (1.0, 0.0)
+    assert artifact.calibration == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.fixture

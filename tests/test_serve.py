@@ -18,8 +18,10 @@ import polars as pl
 import pytest
 from builders import CHROMIUM, browse, write_jsonl
 from ray import serve
+from scipy.special import expit
 
 from rankstill.artifacts import export_artifact, load_artifact
+from rankstill.calibration import Calibration
 from rankstill.cluster import dashboard
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.encoders import random_model, random_tokenizer
@@ -41,6 +43,7 @@ from rankstill.students import make_student
 from serve.app import BuildArguments, build, require_free, whole_config
 
 QUERY = "Red Drill"
+CALIBRATION = Calibration(scale=0.5, offset=-0.25, error_before=0.2, error_after=0.1)
 DOCUMENTS = ["blue lamp", "a red drill for steel", "red paint", "drill bit"]
 
 
@@ -59,7 +62,7 @@ def make_artifact(folder: Path, family: str = "cross") -> Path:
         encoder = make_student(Student(family="late", init="teacher", layers=1, vectors=4, width=16), encoder, seed=0)
     else:  # a random head barely tells documents apart; a larger one does
         model.classifier.weight.data *= 100
-    export_artifact(encoder, folder, {}, ["title", "brand"])
+    export_artifact(encoder, folder, {}, ["title", "brand"], CALIBRATION)
     return folder
 
 
@@ -111,7 +114,7 @@ def rerank(url: str, **body: object) -> httpx.Response:
 
 def expected_scores(artifact: Path, documents: list[str]) -> np.ndarray:
     logits = load_artifact(artifact).scorer().score(["red drill"] * len(documents), documents)
-    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return expit(CALIBRATION.scale * logits.astype(np.float64) + CALIBRATION.offset)
 
 
 def test_ranking_is_the_students(url, artifact):

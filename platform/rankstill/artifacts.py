@@ -9,9 +9,10 @@ model.onnx         the same model for ONNX Runtime
 import hashlib
 import json
 import logging
+import math
 import platform
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankstill.calibration import Calibration
 from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, load_tokenizer, model_inputs
 from rankstill.errors import ConversionError, ModelError, RunError
 from rankstill.scoring import PairScorer, onnx_forward, openvino_scorer, torch_forward
@@ -52,6 +54,12 @@ class Artifact:
     def family(self) -> str:
         """cross, bi or late."""
         return self.manifest.get("family", "cross")
+
+    @property
+    def calibration(self) -> tuple[float, float]:
+        """Scale and offset with which sigmoid(scale * score + offset) estimates label / largest label."""
+        given = self.manifest.get("calibration", {"scale": 1.0, "offset": 0.0})
+        return given["scale"], given["offset"]
 
     def resolve(self, runtime: str) -> str:
         """The runtime that `runtime` means: torch, openvino or onnx. Int8 has ONNX Runtime only, whatever it says.
@@ -102,10 +110,17 @@ class Artifact:
         return load_cross_encoder(self.folder, "model", self.manifest["max_length"])
 
 
-def export_artifact(student: CrossEncoder, folder: Path, made_from: dict[str, Any], fields: list[str]) -> Artifact:
+def export_artifact(
+    student: CrossEncoder,
+    folder: Path,
+    made_from: dict[str, Any],
+    fields: list[str],
+    calibration: Calibration | None = None,
+) -> Artifact:
     """Write an artifact into an empty folder.
 
-    `made_from` says what the student came from (teacher, labels, data, config, metrics).
+    `made_from` says what the student came from (teacher, labels, data, config, metrics). A calibration that would turn
+    the order of scores around is left out.
 
     Raises:
         RunError: the ONNX form gives other scores than the model.
@@ -121,6 +136,8 @@ def export_artifact(student: CrossEncoder, folder: Path, made_from: dict[str, An
         "parameters": student.parameters,
         "made_from": made_from,
     }
+    if calibration and calibration.scale > 0:
+        manifest["calibration"] = asdict(calibration)
     return seal(folder, manifest)
 
 
@@ -150,6 +167,8 @@ def load_artifact(folder: Path, field: str = "model") -> Artifact:
         known = manifest["format"] == FORMAT
         length, fields = manifest["max_length"], manifest["fields"]
         whole = isinstance(length, int) and length > 0 and isinstance(fields, list) and fields != []
+        scale, offset = Artifact(folder, manifest).calibration
+        whole = whole and scale > 0 and math.isfinite(scale + offset)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{field}: {str(folder)!r} has no readable {MANIFEST}; export the student again") from error
     if not known:
@@ -157,7 +176,7 @@ def load_artifact(folder: Path, field: str = "model") -> Artifact:
     needed = NEEDED if manifest.get("precision") == "int8" else (WEIGHTS, *NEEDED)
     absent = [name for name in needed if name not in files]
     if absent or not whole:
-        missing = absent[0] if absent else "a whole max_length or fields"
+        missing = absent[0] if absent else "a whole max_length, fields or calibration"
         raise ModelError(f"{field}: the manifest of {str(folder)!r} lacks {missing!r}; export the student again")
     for name, expected in files.items():
         if Path(name).name != name or not (folder / name).is_file():

@@ -13,7 +13,10 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """probability = sigmoid(scale * score + offset), and the expected calibration error before and after."""
+    """probability = sigmoid(scale * score + offset), and the expected calibration error before and after.
+
+    `scale` is below zero where high scores go with low targets.
+    """
 
     scale: float
     """One over the temperature."""

@@ -10,6 +10,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from rankstill.artifacts import MANIFEST, WEIGHTS, Artifact, seal
 
+KEPT = ("format", "family", "max_length", "fields", "parameters", "calibration")
+"""What the manifest of an int8 form has from that of the artifact it comes from."""
+
 
 def quantise_artifact(artifact: Artifact, folder: Path) -> Artifact:
     """Write an int8 form of an artifact into an empty folder: weights per channel, activations as they come.
@@ -37,7 +40,7 @@ def quantise_artifact(artifact: Artifact, folder: Path) -> Artifact:
 
 def describe(artifact: Artifact, folder: Path, measured: dict[str, object]) -> Artifact:
     """Write the int8 artifact's manifest: that of the artifact it comes from, and what was measured."""
-    kept = {name: artifact.manifest[name] for name in ("format", "family", "max_length", "fields", "parameters")}
+    kept = {name: artifact.manifest[name] for name in KEPT if name in artifact.manifest}
     source = artifact.manifest["files"][WEIGHTS]["sha256"]
     made_from = {**artifact.manifest["made_from"], "compressed": {"method": "int8", "weights": source, **measured}}
     return seal(folder, {**kept, "precision": "int8", "made_from": made_from})

@@ -6,19 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rankstill.artifacts import export_artifact, load_artifact
+from rankstill.calibration import calibrate
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.registry import Record, Registry, Version
+from rankstill.scoring import torch_scorer
 from rankstill.steps.compare import Compared
 from rankstill.steps.fit import history
 from rankstill.steps.label import Labelled
 from rankstill.steps.prepare import Prepared
 from rankstill.steps.run import Run, step_key
-from rankstill.steps.teach import Taught
+from rankstill.steps.teach import Taught, judged_split, label_max, some_queries
 from rankstill.steps.train import Trained
 
 ORIGINS = ("data", "teacher", "teacher_fingerprint", "labels", "lists", "git_commit")
 """What a manifest says a student was made from."""
+CALIBRATION_PAIRS = 4000
+"""Valid pairs, about, from which scores become probabilities."""
 
 
 def export(
@@ -49,7 +55,12 @@ def export(
 
     def build(folder: Path) -> None:
         student = load_cross_encoder(trained.folder, "student")
-        export_artifact(student, folder, made_from, list(run.config.data.fields))
+        pairs = some_queries(judged_split(prepared.pairs, "valid"), CALIBRATION_PAIRS)
+        budget = run.config.labels.budget("cpu")
+        scorer = torch_scorer(student, "cpu", "float32", budget)
+        scores = scorer.score(pairs["query"].to_list(), pairs["text"].to_list()).astype(np.float64)
+        calibration = calibrate(scores, pairs["label"].to_numpy() / label_max(prepared.pairs))
+        export_artifact(student, folder, made_from, list(run.config.data.fields), calibration)
 
     return run.step("artifacts", step_key(trained.key, basis), build)
 

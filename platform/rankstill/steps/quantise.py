@@ -4,8 +4,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import polars as pl
-
 from rankstill.artifacts import Artifact, export_artifact
 from rankstill.compression import quantise_artifact
 from rankstill.cross_encoder import load_cross_encoder
@@ -13,7 +11,7 @@ from rankstill.errors import ConfigError
 from rankstill.evaluation import check_fidelity
 from rankstill.steps.prepare import Prepared
 from rankstill.steps.run import Run, step_key
-from rankstill.steps.teach import judged_split
+from rankstill.steps.teach import judged_split, some_queries
 from rankstill.storage import write_json
 from rankstill.teachers.cross_encoder import hash_folder
 from rankstill.teachers.kinds import TeacherModel
@@ -32,10 +30,7 @@ def quantised(run: Run, prepared: Prepared, model: TeacherModel) -> TeacherModel
     key = quantised_key(prepared, model)
 
     def build(folder: Path) -> None:
-        pairs = judged_split(prepared.pairs, "valid")
-        queries = pairs["query_id"].unique(maintain_order=True)
-        kept = queries.sample(min(len(queries), max(1, CHECKED_PAIRS * len(queries) // pairs.height)), seed=0)
-        sample = pairs.filter(pl.col("query_id").is_in(kept.implode()))
+        sample = some_queries(judged_split(prepared.pairs, "valid"), CHECKED_PAIRS)
         with tempfile.TemporaryDirectory() as aside:
             whole, small = quantise(run, model, Path(aside), folder / "model")
             measured = check_fidelity(whole, small, sample, "the valid split", run.config.labels.budget("cpu"))
