@@ -95,6 +95,15 @@ class Batcher:
         """Seconds that what is queued and being computed will take."""
         return (self._queued + self._computing) / self.rate
 
+    def check(self, due: float) -> None:
+        """See whether there is room for a request.
+
+        Raises:
+            Overloaded: it would have to wait too long.
+        """
+        if self.backlog > min(self._longest_wait, due - time.monotonic()):
+            raise Overloaded(self.backlog)
+
     async def submit(self, tokens: TokenisedPairs, due: float) -> NDArray[Any]:
         """The rows' results, in their order; at least one row.
 
@@ -102,8 +111,7 @@ class Batcher:
             Overloaded: they would have to wait too long.
             TooLate: `due` has passed.
         """
-        if self.backlog > min(self._longest_wait, due - time.monotonic()):
-            raise Overloaded(self.backlog)
+        self.check(due)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         lengths_B = tokens.lengths_B

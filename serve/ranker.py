@@ -133,11 +133,12 @@ class Ranker:
         due = began + request.seconds
         loop = asyncio.get_running_loop()
         student = self._student
-        work = await loop.run_in_executor(self._tokenising, student.prepare, request)
-        prepared = time.monotonic()
-        if work.unknown:
-            return Refusal("unknown", places=work.unknown)
         try:
+            self._batcher.check(due)  # before anything is spent on it
+            work = await loop.run_in_executor(self._tokenising, student.prepare, request)
+            prepared = time.monotonic()
+            if work.unknown:
+                return Refusal("unknown", places=work.unknown)
             found = await self._batcher.submit(work.tokens, due) if work.tokens.input_ids else None
         except Overloaded as full:
             return Refusal("overloaded", full.seconds)

@@ -114,6 +114,10 @@ def rerank(url: str, **body: object) -> httpx.Response:
 
 def expected_scores(artifact: Path, documents: list[str]) -> np.ndarray:
     logits = load_artifact(artifact).scorer().score(["red drill"] * len(documents), documents)
+    return relevance(logits)
+
+
+def relevance(logits: np.ndarray) -> np.ndarray:
     return expit(CALIBRATION.scale * logits.astype(np.float64) + CALIBRATION.offset)
 
 
@@ -354,11 +358,8 @@ def test_versions_come_share_and_go_without_a_lost_request(url, serving, root):
     second = registry.resolve("shop/2", "test")
     version = Version(version="shop/2", app="shop-2", fields=("title", "brand"), weight=0.0)
     endpoint = Endpoint(serving, lambda _: None)
-    late = load_artifact(second.folder).scorer()
-    expected = {
-        "shop/1": expected_scores(root / "artifacts" / "one", DOCUMENTS),
-        "shop/2": 1 / (1 + np.exp(-late.score(["red drill"] * 4, DOCUMENTS).astype(np.float64))),
-    }
+    folders = {"shop/1": root / "artifacts" / "one", "shop/2": second.folder}
+    expected = {name: expected_scores(folder, DOCUMENTS) for name, folder in folders.items()}
     answers: list[tuple[int, str]] = []
     stop = threading.Event()
 
@@ -425,7 +426,7 @@ def test_items_are_scored_from_an_index_that_changes(url, root):
     answer = rerank(url, documents=documents).json()
     known = KnownItemScorer(late, index).score("red drill", ["red", "blue"])
     texts = student.scorer().score(["red drill"] * 2, ["steel lamp", "bit"])
-    expected = 1 / (1 + np.exp(-np.array([known[0], texts[0], known[1], texts[1]], dtype=np.float64)))
+    expected = relevance(np.array([known[0], texts[0], known[1], texts[1]]))
     found = {one["index"]: one["relevance_score"] for one in answer["results"]}
     assert [found[place] for place in range(4)] == pytest.approx(expected.tolist(), abs=1e-3)
     again = {one["index"]: one["relevance_score"] for one in rerank(url, documents=documents).json()["results"]}

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.load --url http://127.0.0.1:8000/v1/rerank --bodies bodies.jsonl --rate 20 --seconds 10
 
 Latencies count from the moment at which a request was to leave, so that a slow server isn't spared the requests that it
-kept from leaving (the "coordinated omission" of closed loops). Prints one line of JSON.
+kept from leaving (the "coordinated omission" of closed loops). Prints one line of JSON, and writes the answers, where
+they are wanted, as lines of JSON of their own.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import aiohttp
@@ -20,27 +23,39 @@ PATIENCE = 20.0
 """Seconds after which an answer isn't waited for any more."""
 
 
-async def generate(url: str, bodies: list[bytes], rate: float, seconds: float) -> dict[str, object]:
-    """Send bodies, again and again, at a rate; returns counts by status and percentiles of latency in ms."""
-    latencies: list[float] = []
-    refused: list[float] = []
-    statuses: Counter[str] = Counter()
+@dataclass(frozen=True)
+class Answer:
+    """To one request."""
+
+    body: int
+    """Its place among the bodies."""
+    due: float
+    """Seconds after the first at which it was to leave."""
+    ms: float
+    """From then to the answer."""
+    status: str
+    """Of HTTP, or the kind of failure."""
+    text: str = ""
+    """What was answered, where it is kept."""
+
+
+async def generate(url: str, bodies: list[bytes], rate: float, seconds: float, keep: bool = False) -> list[Answer]:
+    """Send bodies, again and again, at a rate."""
+    answers: list[Answer] = []
     timeout = aiohttp.ClientTimeout(total=PATIENCE)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
         async def send(number: int, due: float) -> None:
             headers = {"content-type": "application/json"}
+            place, text = number % len(bodies), b""
             try:
-                async with session.post(url, data=bodies[number % len(bodies)], headers=headers) as answer:
-                    await answer.read()
-                    statuses[str(answer.status)] += 1
-                    if answer.status == 200:
-                        latencies.append(time.monotonic() - due)
-                    elif answer.status == 429:
-                        refused.append(time.monotonic() - due)
+                async with session.post(url, data=bodies[place], headers=headers) as answer:
+                    text, status = await answer.read(), str(answer.status)
             except (aiohttp.ClientError, TimeoutError) as error:
-                statuses[type(error).__name__] += 1
+                status = type(error).__name__
+            ms = (time.monotonic() - due) * 1000
+            answers.append(Answer(place, due - begun, ms, status, text.decode() if keep else ""))
 
         begun = time.monotonic()
         tasks = []
@@ -49,15 +64,24 @@ async def generate(url: str, bodies: list[bytes], rate: float, seconds: float) -
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             tasks.append(asyncio.create_task(send(number, due)))
         await asyncio.gather(*tasks)
-        taken = time.monotonic() - begun
-    told: dict[str, object] = {"rate": rate, "sent": len(tasks), "statuses": dict(statuses)}
-    told["answered_per_second"] = round(len(latencies) / taken, 2)
+    return answers
+
+
+def told(answers: Sequence[Answer], rate: float) -> dict[str, object]:
+    """Counts by status, and percentiles of latency in ms."""
+    latencies = [one.ms for one in answers if one.status == "200"]
+    refused = [one.ms for one in answers if one.status == "429"]
+    taken = max(one.due + one.ms / 1000 for one in answers)
+    found: dict[str, object] = {"rate": rate, "sent": len(answers)}
+    found["statuses"] = dict(Counter(one.status for one in answers))
+    found["answered_per_second"] = round(len(latencies) / taken, 2)
     if latencies:
-        p50, p99, worst = np.percentile(latencies, [50, 99, 100]) * 1000
-        told |= {"p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1), "worst_ms": round(float(worst), 1)}
+        p50, p99, worst = np.percentile(latencies, [50, 99, 100])
+        found |= {"p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1), "worst_ms": round(float(worst), 1)}
     if refused:
-        told["refused_p99_ms"] = round(float(np.percentile(refused, 99)) * 1000, 1)
-    return told
+        p50, p99 = np.percentile(refused, [50, 99])
+        found |= {"refused_p50_ms": round(float(p50), 1), "refused_p99_ms": round(float(p99), 1)}
+    return found
 
 
 def main() -> None:
@@ -67,9 +91,14 @@ def main() -> None:
     parser.add_argument("--bodies", type=Path, required=True, help="one JSON body a line")
     parser.add_argument("--rate", type=float, required=True, help="requests a second")
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--answers", type=Path, help="file for the answers")
     arguments = parser.parse_args()
     bodies = arguments.bodies.read_bytes().splitlines()
-    print(json.dumps(asyncio.run(generate(arguments.url, bodies, arguments.rate, arguments.seconds))))
+    keep = arguments.answers is not None
+    answers = asyncio.run(generate(arguments.url, bodies, arguments.rate, arguments.seconds, keep))
+    if keep:
+        arguments.answers.write_text("".join(f"{json.dumps(asdict(one))}\n" for one in answers))
+    print(json.dumps(told(answers, arguments.rate)))
 
 
 if __name__ == "__main__":

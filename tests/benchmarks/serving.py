@@ -121,18 +121,17 @@ def make_index(model: Path, pairs: pl.DataFrame, folder: Path) -> Path:
 
 
 @contextmanager
-def server(command: Sequence[str], port: int, ready: str) -> Iterator[None]:
-    """A server, from when it is ready."""
-    with tempfile.TemporaryFile() as log:
+def server(command: Sequence[str], port: int, ready: str) -> Iterator[Path]:
+    """A server, from when it is ready; gives the file that it writes to."""
+    with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             deadline = time.monotonic() + START_SECONDS
             while not answers(f"http://127.0.0.1:{port}{ready}"):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise SystemExit(f"{command[:3]} did not start: {log.read().decode()[-2000:]}")
+                    raise SystemExit(f"{command[:3]} did not start: {Path(log.name).read_text()[-2000:]}")
                 time.sleep(0.5)
-            yield
+            yield Path(log.name)
         finally:
             os.killpg(process.pid, signal.SIGINT)
             try:
