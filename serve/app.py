@@ -193,10 +193,15 @@ def ranker(arguments: BuildArguments, artifact: Artifact) -> serve.Application:
         ModelError: the item index isn't there, or is another student's.
     """
     cpus = os.cpu_count() or 1
+    size: dict[str, Any] = {"num_replicas": arguments.replicas}
+    if arguments.max_replicas > arguments.replicas:
+        least, most = arguments.replicas, arguments.max_replicas
+        target = {"target_ongoing_requests": arguments.target_requests}
+        size = {"autoscaling_config": {"min_replicas": least, "max_replicas": most, **target}}
     return deployment(
         Ranker,
         name=RANKER,
-        num_replicas=arguments.replicas,
+        **size,
         max_ongoing_requests=arguments.queue,
         max_queued_requests=arguments.queue,
         ray_actor_options={"num_cpus": min(1.0, cpus / arguments.replicas) / VERSIONS},

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rankstill.config import Labels
+from rankstill.config import Labels, Serve
 from rankstill.configfile import describe_fields, dump_config, load_config, parse_config
 from rankstill.errors import ConfigError
 
@@ -251,6 +251,11 @@ def test_a_described_default_is_the_one_that_holds():
         key: default for key, default, _ in describe_fields() if not key.startswith("data.") and ".0." not in key
     }
     assert described == {key: repr(operator.attrgetter(key)(config)) for key in described}
+
+
+def test_replicas_do_not_grow_to_fewer():
+    with pytest.raises(ValueError, match="max_replicas is 2, fewer than the 3 replicas; give 3 or more, or 0"):
+        Serve(replicas=3, max_replicas=2)
 
 
 def test_batches_are_larger_on_gpus_unless_the_config_says():

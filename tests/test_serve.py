@@ -41,6 +41,7 @@ from rankstill.served import Version
 from rankstill.serving import APP, Endpoint, Serving
 from rankstill.students import make_student
 from serve.app import BuildArguments, build, require_free, whole_config
+from serve.endpoint import RANKER
 
 QUERY = "Red Drill"
 CALIBRATION = Calibration(scale=0.5, offset=-0.25, error_before=0.2, error_after=0.1)
@@ -263,7 +264,7 @@ def test_tei_clients_get_teis_form(url, artifact):
     assert [one["score"] for one in answer] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
     assert [one["text"] for one in answer] == [DOCUMENTS[one["index"]] for one in answer]
     raw = httpx.post(f"{url}/rerank", json={**body, "raw_scores": True}, timeout=30).json()
-    assert [1 / (1 + np.exp(-one["score"])) for one in raw] == pytest.approx([one["score"] for one in answer])
+    assert relevance(np.array([one["score"] for one in raw])) == pytest.approx([one["score"] for one in answer])
     same = httpx.post(f"{url}/rerank", json={"query": QUERY, "documents": DOCUMENTS}, timeout=30).json()
     assert same["results"] == rerank(url).json()["results"]
     empty = httpx.post(f"{url}/rerank", json={"query": QUERY, "texts": []}, timeout=30)
@@ -439,8 +440,17 @@ def test_items_are_scored_from_an_index_that_changes(url, root):
         time.sleep(0.1)
 
 
+@pytest.mark.usefixtures("url")
+def test_replicas_grow_with_the_load_where_asked(serving, artifact):
+    serve.delete(APP)  # the cluster has no CPU for a second endpoint
+    arguments = BuildArguments(model=str(artifact), replicas=1, max_replicas=3, target_requests=5)
+    serve.run(build(arguments), name=APP)
+    config = serving.details()["applications"][APP]["deployments"][RANKER]["deployment_config"]["autoscaling_config"]
+    assert [config[name] for name in ("min_replicas", "max_replicas", "target_ongoing_requests")] == [1, 3, 5]
+
+
 def test_full_queues_are_answered_429_and_drain(url, artifact):
-    serve.delete(APP)  # the last test of this file: the cluster has no CPU for a second endpoint
+    serve.delete(APP)
     arguments = BuildArguments(model=str(artifact), replicas=1, queue=1)
     serve.run(build(arguments), name=APP)
     documents = [f"drill {number}" for number in range(500)]

@@ -150,7 +150,11 @@ class Serve(Section):
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
     replicas: int = Field(default=2, ge=1)
-    """Ranker replicas."""
+    """Ranker replicas of a version; with `max_replicas`, the fewest."""
+    max_replicas: int = Field(default=0, ge=0)
+    """Replicas that a version grows to under load; 0 is no more than `replicas`."""
+    target_requests: float = Field(default=8.0, gt=0)
+    """Requests, under way or waiting, for each replica, which growing and shrinking aims at."""
     runtime: Literal["auto", "torch", "openvino", "onnx"] = "auto"
     """What runs the student's forward pass; auto is OpenVINO for cross-encoders that it can run, torch for students
     that encode items by themselves, and ONNX Runtime for int8, which has nothing else."""
@@ -184,7 +188,12 @@ class Serve(Section):
     """Whether an address that others can reach may be served without keys."""
 
     @model_validator(mode="after")
-    def _guarded(self) -> "Serve":
+    def _sound(self) -> "Serve":
+        if 0 < self.max_replicas < self.replicas:
+            raise ValueError(
+                f"max_replicas is {self.max_replicas}, fewer than the {self.replicas} replicas; give {self.replicas} or"
+                " more, or 0"
+            )
         if not self.keys and not self.open and not _is_loopback(self.host):
             raise ValueError(
                 f"host is {self.host!r}, which others can reach, and there are no keys; give keys (made by python -m"

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from rankstill.artifacts import load_artifact
 from rankstill.errors import RunError
 from rankstill.quiet import QuietLock
 
-WARM_UP, FEWEST, MOST, SECONDS = 5, 60, 400, 5.0
-"""Rankings before timing; those timed of each size, at least and at most; and the time after which the fewest do."""
+WARM_UP, PART, PARTS, SECONDS = 5, 100, 9, 8.0
+"""Rankings before timing; those of a part; parts timed of each size, at most; and the time after which fewer do."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Timing:
 def time_alone(root: Path, timing: Timing) -> dict[str, Any]:
     """Time in a new process, while work of the same storage root on this machine pauses.
 
-    `latency` has p50_ms and p99_ms by count, tokenising included; `pairs_per_second` is of the largest count;
+    `latency` has p50_ms and p99_ms by count, tokenising included; p99 is the median of those of up to nine parts of a
+    hundred rankings, so that a burst of other work on the machine doesn't count. `pairs_per_second` is of the largest
+    count;
     `load_seconds` and `resident_bytes` are what loading and warming up take; `bytes` is the model file's size.
 
     Raises:
@@ -70,9 +73,9 @@ def time_here(timing: Timing) -> dict[str, Any]:
     latency, rate = {}, 0.0
     for count in sorted(timing.counts):
         taken = _rankings(scorer.score, timing, count)
-        p50, p99 = np.percentile(taken, [50, 99]) * 1000
-        latency[str(count)] = {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
-        rate = count / float(np.median(taken))
+        p50, p99 = float(np.median(taken)), float(np.median(np.percentile(taken, 99, axis=1)))
+        latency[str(count)] = {"p50_ms": round(p50 * 1000, 3), "p99_ms": round(p99 * 1000, 3)}
+        rate = count / p50
     return {
         "latency": latency,
         "pairs_per_second": round(rate, 1),
@@ -82,15 +85,17 @@ def time_here(timing: Timing) -> dict[str, Any]:
     }
 
 
-def _rankings(score: Any, timing: Timing, count: int) -> list[float]:
-    """Seconds of rankings of `count` candidates, one after the other."""
-    taken: list[float] = []
-    while len(taken) < MOST and (len(taken) < FEWEST or sum(taken) < SECONDS):
-        query, texts = timing.rankings[len(taken) % len(timing.rankings)]
-        start = time.perf_counter()
-        score([query] * count, texts[:count])
-        taken.append(time.perf_counter() - start)
-    return taken
+def _rankings(score: Any, timing: Timing, count: int) -> NDArray[np.float64]:
+    """Seconds of rankings of `count` candidates, one after the other, [parts, rankings]."""
+    parts: list[list[float]] = []
+    while not parts or (len(parts) < PARTS and sum(map(sum, parts)) < SECONDS):
+        parts.append([])
+        for place in range(PART):
+            query, texts = timing.rankings[place % len(timing.rankings)]
+            start = time.perf_counter()
+            score([query] * count, texts[:count])
+            parts[-1].append(time.perf_counter() - start)
+    return np.array(parts)
 
 
 def choose_rankings(
