@@ -51,6 +51,8 @@ from serve.wire import (
 READY_SECONDS = 2.0
 RANKER = "Ranker"
 """Deployment of a version's application that scores."""
+FULL_SECONDS = 0.05
+"""For so long after a version's rankers refused a request, others are refused without asking them."""
 MOST_SHADOWS = 32
 """Copies under way at a time; where there are more, no further ones are made."""
 PAGE = Path(__file__).with_name("web") / "index.html"
@@ -118,6 +120,8 @@ class Endpoint:
         self._traffic: Traffic | None = None
         self._handles: dict[str, DeploymentHandle] = {}
         self._copies: set[asyncio.Task[Any]] = set()
+        self._full: dict[str, tuple[float, Refusal]] = {}
+        """Until when the rankers of a version take nothing, and what they said."""
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve other versions, or the same with other weights; requests under way are not touched."""
@@ -312,6 +316,9 @@ class Endpoint:
     async def _score(self, version: Version, request: ScoreRequest) -> Scores:
         """Ask a version's rankers, and once more where a replica died with the request."""
         observed, name = self._observed, version.version
+        until, full = self._full.get(name, (0.0, None))
+        if full and time.monotonic() < until:
+            raise self._refused(name, full)
         with observed.under_way.labels(name).track_inprogress():
             try:
                 try:
@@ -329,6 +336,8 @@ class Endpoint:
                 self.traffic.tell(version, well=False)
                 raise HTTPException(503, "no ranker replica could answer; try again shortly") from error
         if isinstance(found, Refusal):
+            if found.reason == "overloaded" and found.seconds < request.seconds:  # not for its own haste
+                self._full[name] = (time.monotonic() + FULL_SECONDS, found)
             raise self._refused(name, found)
         observed.rankings.labels(name, "answered").inc()
         for stage, seconds in found.seconds.items():
