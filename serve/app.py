@@ -23,9 +23,10 @@ from rankstill.cli import add_config_arguments, make_parser, run_command
 from rankstill.cluster import connect, dashboard
 from rankstill.config import Serve
 from rankstill.configfile import load_config
-from rankstill.errors import AddressError
+from rankstill.errors import AddressError, ConfigError
 from rankstill.item_index import open_index
 from rankstill.progress import Reporter
+from rankstill.rankers import load_ranker
 from rankstill.registry import find_version
 from rankstill.served import Served, Version
 from rankstill.serving import APP, INGRESS, Serving, app_of, with_served
@@ -33,7 +34,10 @@ from serve.endpoint import RANKER, Endpoint, EndpointSettings
 from serve.guard import Guard
 from serve.keys import read_keys
 from serve.ranker import Ranker, RankerSettings
+from serve.teacher import Teacher
 
+TEACHER = "teacher"
+"""Name of the teacher among the versions, and of its application."""
 VERSIONS = 4
 """Versions that fit beside each other: each replica reserves so much less than it uses."""
 deployment: Any = serve.deployment  # pyright reads the decorated class as a function
@@ -115,6 +119,8 @@ def build(arguments: BuildArguments) -> serve.Application:
     Raises:
         InputError: a model, an item index or a file of keys that can't be used.
     """
+    if arguments.teacher:
+        raise ConfigError("teacher takes an application of its own, which build has not; start with python -m serve.app")
     found = find(arguments)
     front = ingress_deployment(arguments).options(user_config=found.served().model_dump(mode="json"))
     return front.bind(endpoint_settings(arguments, found), ranker(arguments, found.artifact))
@@ -138,8 +144,14 @@ def version(arguments: BuildArguments) -> serve.Application:
     return ranker(arguments, find(arguments).artifact)
 
 
+def teacher(arguments: BuildArguments) -> serve.Application:
+    """The teacher, which reserves nothing, for it has nothing to do but when somebody compares."""
+    options = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": arguments.queue}
+    return deployment(Teacher, name=RANKER, **options).bind(arguments.teacher, arguments.root)
+
+
 def whole_config(arguments: BuildArguments) -> dict[str, Any]:
-    """Ingress and one version as two applications, for Serve's REST interface.
+    """Ingress, one version and perhaps its teacher, each an application of its own, for Serve's REST interface.
 
     Raises:
         InputError: a model, an item index or a file of keys that can't be used.
@@ -151,8 +163,17 @@ def whole_config(arguments: BuildArguments) -> dict[str, Any]:
     front = {"name": APP, "route_prefix": "/", "import_path": "serve.app:ingress", "args": given}
     model = found.version if found.aliases else arguments.model
     back = {"name": app, "route_prefix": None, "import_path": "serve.app:version", "args": {**given, "model": model}}
-    config = {"http_options": {"host": arguments.host, "port": arguments.port}, "applications": [front, back]}
-    return with_served(config, found.served(app))
+    applications, served = [front, back], found.served(app)
+    if arguments.teacher:
+        reference = arguments.teacher if not Path(arguments.teacher).exists() else absolute(arguments.teacher)
+        fields = load_ranker(reference, "serve.teacher", Path(arguments.root)).fields or found.artifact.fields
+        own = {"name": TEACHER, "import_path": "serve.app:teacher", "args": {**given, "teacher": reference}}
+        applications.append({**back, **own})
+        served = served.joined(
+            Version(version=TEACHER, app=TEACHER, fields=tuple(fields), weight=0.0, reference=True)
+        )
+    config = {"http_options": {"host": arguments.host, "port": arguments.port}, "applications": applications}
+    return with_served(config, served)
 
 
 def ingress_deployment(arguments: BuildArguments) -> Any:

@@ -76,6 +76,7 @@ class Traffic:
                 "weight": one.weight,
                 "shadow": one.shadow,
                 "taken_out": self.taken_out(one),
+                "reference": one.reference,
             }
             for one in self.served.versions
         ]

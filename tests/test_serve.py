@@ -103,6 +103,7 @@ def url(serving: Serving, root: Path) -> str:
         replicas=2,
         catalogue=str(items),
         access_log=f"{root}/access.log",
+        teacher=str(root / "artifacts" / "two"),
         **limits,
     )
     serving.deploy(whole_config(arguments))
@@ -190,7 +191,8 @@ def test_v2_refuses_unknown_fields(url):
 def test_health_readiness_and_models(url):
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
     assert httpx.get(f"{url}/readyz").json() == {"status": "ready", "model": "shop/1"}
-    (model,) = httpx.get(f"{url}/v1/models").json()["data"]
+    model, teacher = httpx.get(f"{url}/v1/models").json()["data"]
+    assert (teacher["id"], teacher["reference"], teacher["weight"]) == ("teacher", True, 0.0)
     assert (model["id"], model["weight"], model["taken_out"]) == ("shop/1", 1.0, False)
     assert "shop@champion" in model["names"]
 
@@ -323,11 +325,23 @@ def test_the_page_ranks_what_the_catalogue_has(url, tmp_path, width):
     document, said = browse(f"{url}/?q=red%20drill", tmp_path, width, wait_ms=10_000)
     assert "CONSOLE" not in said, said
     rows = re.findall(r'<span class="text">(.*?)</span>', document)
-    ranked = rerank(url, documents=["a red drill for steel", "red paint", "drill bit"]).json()["results"]
     texts = ["a red drill for steel", "red paint", "drill bit"]
-    assert rows == [texts[one["index"]] for one in ranked]
-    assert "shop/1" in document
+    for name, part in (("shop/1", rows[:3]), ("teacher", rows[3:])):
+        ranked = rerank(url, documents=texts, model=name).json()["results"]
+        assert part == [texts[one["index"]] for one in ranked]
+        assert f"<h2>{name}" in document
     assert "100 % of traffic" in document
+    assert "gets no traffic" in document
+
+
+def test_the_teacher_ranks_for_those_who_ask_for_it(url, root):
+    answer = rerank(url, model="teacher").json()
+    assert answer["model_version"] == "teacher"
+    logits = load_artifact(root / "artifacts" / "two").scorer().score(["red drill"] * 4, DOCUMENTS)
+    found = {one["index"]: one["relevance_score"] for one in answer["results"]}
+    assert [found[place] for place in range(4)] == pytest.approx(expit(logits).tolist(), abs=1e-4)
+    assert rerank(url, model="teacher", documents=[{"id": "unknown"}]).status_code == 422
+    assert {rerank(url, user=str(number)).json()["model"] for number in range(10)} == {"shop/1"}
 
 
 def test_prometheus_reads_what_happened(url):

@@ -32,6 +32,21 @@ def test_a_share_is_taken_from_the_others_as_they_had_it(two):
     assert weights(three.shared("shop/3", 0.0)) == {"shop/1": 0.9, "shop/2": 0.1, "shop/3": 0.0}
 
 
+def test_what_is_there_to_compare_with_gets_no_traffic_and_stays(two):
+    beside = two.joined(Version(version="teacher", app="teacher", fields=("title",), weight=0.0, reference=True))
+    for change in (
+        lambda: beside.promoted("teacher", now=0.0),
+        lambda: beside.shared("teacher", 0.1),
+        lambda: beside.shadowed("teacher", 0.1),
+    ):
+        with pytest.raises(ConfigError, match="'teacher' is served to compare with, and gets no traffic"):
+            change()
+    after = beside.promoted("shop/2", now=1000.0).shared("shop/1", 0.5)
+    assert weights(after)["teacher"] == 0.0
+    assert [one.version for one in after.idle(1e12)] == []
+    assert weights(after.without("teacher")) == {"shop/2": 0.5, "shop/1": 0.5}
+
+
 def test_a_promotion_leaves_the_one_before_warm_and_can_be_turned_back(two):
     after = two.shared("shop/2", 0.25).promoted("shop/2", now=1000.0)
     assert weights(after) == {"shop/2": 1.0, "shop/1": 0.0}

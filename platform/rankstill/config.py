@@ -176,6 +176,8 @@ class Serve(Section):
     """File to which a line of JSON is written for each request, without texts; empty is none."""
     catalogue: str = ""
     """File, folder or URL of items that the page at / searches (BM25)."""
+    teacher: str = ""
+    """What jobs.evaluate takes as a model, to rank beside the versions on the page; it gets no traffic."""
     max_documents: int = Field(default=10_000, ge=1)
     """Documents a request; more are answered 413."""
     max_body_bytes: int = Field(default=32_000_000, ge=1024)

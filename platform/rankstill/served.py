@@ -22,6 +22,8 @@ class Version(BaseModel):
     """Its share of the traffic, beside those of the others."""
     shadow: float = Field(default=0.0, ge=0, le=1)
     """Share of the other versions' requests that it gets copies of, whose answers nobody waits for."""
+    reference: bool = False
+    """Whether it only ranks for those who ask for it by name, to compare with; such as the teacher."""
     idle_since: float = 0.0
     """Unix time since which it has had no traffic; 0 where it has, or never had."""
 
@@ -57,9 +59,11 @@ class Served(BaseModel):
 
     def promoted(self, version: str, now: float) -> "Served":
         """With a version as champion, which gets all traffic; the one before stays warm without any."""
-        chosen = self.known(version)
+        chosen = self.servable(version)
         aside = [
-            one.model_copy(
+            one
+            if one.reference
+            else one.model_copy(
                 update={"weight": 0.0, "idle_since": one.idle_since or now, "names": _without(one, self.name)}
             )
             for one in self.versions
@@ -71,7 +75,7 @@ class Served(BaseModel):
 
     def shared(self, version: str, share: float) -> "Served":
         """With a version that gets a share of the traffic, from 0 to 1, and the others the rest as they had it."""
-        chosen = self.known(version)
+        chosen = self.servable(version)
         rest = sum(one.weight for one in self.versions if one is not chosen)
         if share >= 1 or not rest:
             raise ConfigError(
@@ -88,7 +92,7 @@ class Served(BaseModel):
 
     def shadowed(self, version: str, share: float) -> "Served":
         """With a version that gets copies of a share of the others' requests."""
-        chosen = self.known(version)
+        chosen = self.servable(version)
         copied = chosen.model_copy(update={"shadow": share, "idle_since": 0.0})
         return Served(name=self.name, versions=tuple(copied if one is chosen else one for one in self.versions))
 
@@ -102,6 +106,17 @@ class Served(BaseModel):
     def idle(self, before: float) -> list[Version]:
         """Versions that have had no traffic since then."""
         return [one for one in self.versions if not one.weight and not one.shadow and 0 < one.idle_since < before]
+
+    def servable(self, version: str) -> Version:
+        """The version of this name, which may get traffic.
+
+        Raises:
+            ConfigError: it isn't served, or only to compare with.
+        """
+        found = self.known(version)
+        if found.reference:
+            raise ConfigError(f"{version!r} is served to compare with, and gets no traffic; name a registered version")
+        return found
 
     def known(self, version: str) -> Version:
         """The version of this name.

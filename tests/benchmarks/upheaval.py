@@ -5,9 +5,9 @@
 
 Requests (a query with 50 titles of the judgements) leave at a steady rate, from a process of its own. Meanwhile the
 second artifact is promoted and the first one brought back, again and again; then a ranker replica, the ingress, Serve's
-controller and its proxy get SIGKILL. Each answer is compared with the scores of the version that it names. At the end
-five times the capacity is asked for, for a minute; without `--capacity` it is measured as `tests.benchmarks.serving`
-does.
+controller and its proxy get SIGKILL. Each answer is compared with the scores of the version that it names. Then the
+second artifact gets a tenth of the callers, and 10,000 of them ask twice. At the end five times the capacity is asked for,
+for a minute; without `--capacity` it is measured as `tests.benchmarks.serving` does.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from rankstill.artifacts import Artifact, load_artifact
 from rankstill.cli import format_table
 from rankstill.registry import Registry
 from rankstill.served import Version
-from rankstill.serving import Endpoint, Serving
+from rankstill.serving import Endpoint, Serving, app_of
 from rankstill.text import normalise, normalise_query
 from tests.benchmarks.load import Answer, told
 from tests.benchmarks.serving import capacity, free_port, load, read_pairs, server, write_bodies
@@ -37,6 +37,7 @@ ROUTE = "/v1/rerank"
 TOLERANCE = 1e-3
 STEADY_SECONDS, AROUND_KILL, OVERLOAD_SECONDS, AFTER_SECONDS = 40.0, 25.0, 60.0, 15.0
 TIMES = 5
+CALLERS, CALLERS_RATE = 10_000, 80.0
 VICTIMS = {"replica": "Ranker", "ingress": ":Ingress", "controller": "ray::ServeController", "proxy": "ray::ProxyActor"}
 """What the processes that are killed are called."""
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="promotions, each with a rollback")
     parser.add_argument("--rate", type=float, default=10.0, help="requests a second, but for the overload")
     parser.add_argument("--capacity", type=float, help="requests a second that it can answer")
-    parser.add_argument("--only", choices=("changes", "kills", "overload"))
+    parser.add_argument("--only", choices=("changes", "kills", "shares", "overload"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="upheaval-") as name:
         folder = Path(name)
@@ -72,6 +73,8 @@ def main() -> None:
                 changes(bench, artifacts, arguments.rounds)
             if arguments.only in (None, "kills"):
                 kills(bench)
+            if arguments.only in (None, "shares"):
+                shares(bench, artifacts)
             if arguments.only in (None, "overload"):
                 overload(bench, arguments.capacity)
 
@@ -117,8 +120,7 @@ class Bench:
 
 def changes(bench: Bench, artifacts: dict[str, Artifact], rounds: int) -> None:
     """Promote and roll back, and print what requests saw of it."""
-    versions = [Version(version=n, app=n.replace("/", "-"), fields=tuple(a.fields)) for n, a in artifacts.items()]
-    endpoint = Endpoint(Serving(bench.dashboard), lambda _: None)
+    versions, endpoint = versions_of(artifacts), Endpoint(Serving(bench.dashboard), lambda _: None)
     steady = told(bench.steady(STEADY_SECONDS), bench.rate)
     taken: list[float] = []
 
@@ -158,6 +160,31 @@ def kills(bench: Bench) -> None:
         cells = [str(seen.get(key)) for key in ("sent", "statuses", "p99_ms", "worst_ms")]
         rows.append([victim, *cells, str(bench.wrong(answers)), f"{max(failed) - min(failed):.1f}" if failed else "0"])
     print(format_table(rows))
+
+
+def shares(bench: Bench, artifacts: dict[str, Artifact]) -> None:
+    """Give the second version a tenth of the callers, and count who gets it."""
+    Endpoint(Serving(bench.dashboard), lambda _: None).share(versions_of(artifacts)[1], {"weight": 10}, window=3600)
+    small = {"query": "drill", "documents": ["cordless drill"]}
+    path = bench.folder / "callers.jsonl"
+    path.write_text("".join(f"{json.dumps({**small, 'user': f'caller {n}'})}\n" for n in range(CALLERS)))
+    bench.bodies, bench.rate = path, CALLERS_RATE
+    answers = bench.steady(2 * CALLERS / CALLERS_RATE)
+    seen: dict[int, set[str]] = {}
+    for one in answers:
+        seen.setdefault(one.body, set()).add(json.loads(one.text).get("model_version", one.status))
+    second = sum(names == {"shop/2"} for names in seen.values())
+    split = sum(len(names) > 1 for names in seen.values())
+    print(f"{len(answers):,} requests of {len(seen):,} callers: {dict(Counter(one.status for one in answers))};")
+    print(f"{second / len(seen):.2%} of the callers got the second version, {split} got more than one")
+
+
+def versions_of(artifacts: dict[str, Artifact]) -> list[Version]:
+    """Artifacts as an endpoint serves them."""
+    return [
+        Version(version=name, app=app_of(name), fields=tuple(artifact.fields), weight=0.0)
+        for name, artifact in artifacts.items()
+    ]
 
 
 def overload(bench: Bench, given: float | None) -> None:
