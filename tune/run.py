@@ -78,7 +78,8 @@ def sweep(config: Config, space: Space) -> Swept:
         registry = Registry(run.root)  # which is refused now, where it can't be used, and not after the last trial
         prepared, taught = begin(run, space.students())
         gated, labelled = soft_labels(run, prepared, taught)
-        described = config.model_dump(mode="json", include={"student", "distill", "train", "serve"})
+        told = {"student": True, "distill": True, "train": True, "serve": {"runtime"}}
+        described = config.model_dump(mode="json", include=told)
         searched = config.sweep.model_dump(mode="json", exclude=FREE)
         key = step_key(labelled.key, described, searched, config.sweep.counts)
         files = TrialFiles(run.root / "sweeps" / key)
