@@ -58,6 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="upheaval-") as name:
         folder = Path(name)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
+        os.environ["RAY_AUTH_MODE"] = "token"  # as the endpoint's cluster asks
         registry = Registry(folder / "root")
         artifacts = {f"shop/{n}": load_artifact(one) for n, one in enumerate((arguments.model, arguments.other), 1)}
         for artifact in artifacts.values():
