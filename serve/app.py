@@ -120,7 +120,9 @@ def build(arguments: BuildArguments) -> serve.Application:
         InputError: a model, an item index or a file of keys that can't be used.
     """
     if arguments.teacher:
-        raise ConfigError("teacher takes an application of its own, which build has not; start with python -m serve.app")
+        raise ConfigError(
+            "teacher takes an application of its own, which build has not; start with python -m serve.app"
+        )
     found = find(arguments)
     front = ingress_deployment(arguments).options(user_config=found.served().model_dump(mode="json"))
     return front.bind(endpoint_settings(arguments, found), ranker(arguments, found.artifact))
@@ -169,9 +171,7 @@ def whole_config(arguments: BuildArguments) -> dict[str, Any]:
         fields = load_ranker(reference, "serve.teacher", Path(arguments.root)).fields or found.artifact.fields
         own = {"name": TEACHER, "import_path": "serve.app:teacher", "args": {**given, "teacher": reference}}
         applications.append({**back, **own})
-        served = served.joined(
-            Version(version=TEACHER, app=TEACHER, fields=tuple(fields), weight=0.0, reference=True)
-        )
+        served = served.joined(Version(version=TEACHER, app=TEACHER, fields=tuple(fields), weight=0.0, reference=True))
     config = {"http_options": {"host": arguments.host, "port": arguments.port}, "applications": applications}
     return with_served(config, served)
 

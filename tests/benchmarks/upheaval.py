@@ -55,10 +55,12 @@ def main() -> None:
     parser.add_argument("--capacity", type=float, help="requests a second that it can answer")
     parser.add_argument("--only", choices=("changes", "kills", "shares", "overload"))
     arguments = parser.parse_args()
+    if os.environ.get("RAY_AUTH_MODE") != "token":  # as the endpoint's cluster asks; Ray read it at import
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.execv(sys.executable, [sys.executable, "-m", "tests.benchmarks.upheaval", *sys.argv[1:]])
     with tempfile.TemporaryDirectory(prefix="upheaval-") as name:
         folder = Path(name)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-        os.environ["RAY_AUTH_MODE"] = "token"  # as the endpoint's cluster asks
         registry = Registry(folder / "root")
         artifacts = {f"shop/{n}": load_artifact(one) for n, one in enumerate((arguments.model, arguments.other), 1)}
         for artifact in artifacts.values():
