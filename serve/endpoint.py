@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from rankstill.served import Served, Version
 from rankstill.text import encodable, normalise
@@ -149,7 +149,7 @@ class Endpoint:
         api.get("/v1/models")(self.models)
         api.get("/healthz")(self.healthz)
         api.get("/readyz", responses={503: _PROBLEMS[503]})(self.readyz)
-        api.get("/metrics")(self.metrics)
+        api.get("/metrics", response_class=PlainTextResponse)(self.metrics)
         api.get("/v1/catalogue", responses={404: _PROBLEMS[404], 422: _PROBLEMS[422]})(self.catalogue)
         api.get("/", include_in_schema=False)(self.page)
         api.add_exception_handler(RequestValidationError, on_invalid)

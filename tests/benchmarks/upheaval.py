@@ -35,7 +35,7 @@ from tests.benchmarks.serving import capacity, free_port, load, read_pairs, serv
 
 ROUTE = "/v1/rerank"
 TOLERANCE = 1e-3
-STEADY_SECONDS, AROUND_KILL, OVERLOAD_SECONDS, AFTER_SECONDS = 40.0, 25.0, 60.0, 15.0
+STEADY_SECONDS, AROUND_KILL, OVERLOAD_SECONDS, AFTER_SECONDS = 40.0, 50.0, 60.0, 15.0
 TIMES = 5
 CALLERS, CALLERS_RATE = 10_000, 80.0
 VICTIMS = {"replica": "Ranker", "ingress": ":Ingress", "controller": "ray::ServeController", "proxy": "ray::ProxyActor"}
