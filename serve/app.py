@@ -201,6 +201,7 @@ def endpoint_settings(arguments: BuildArguments, found: Found) -> EndpointSettin
         timeout_ms=arguments.timeout_ms,
         keys=keys,
         feedback=str(Path(absolute(arguments.root)) / "feedback" / "events.db"),
+        open=arguments.open,
         access_log=absolute(arguments.access_log),
         catalogue=arguments.catalogue,
         fields=tuple(found.artifact.fields),

@@ -51,10 +51,9 @@ from serve.wire import (
 READY_SECONDS = 2.0
 RANKER = "Ranker"
 """Deployment of a version's application that scores."""
-FULL_SECONDS = 0.05
-"""For so long after a version's rankers refused a request, others are refused without asking them."""
-MOST_SHADOWS = 32
-"""Copies under way at a time; where there are more, no further ones are made."""
+FULL_SECONDS, MOST_SHADOWS = 0.05, 32
+"""For how long after a version's rankers refused a request others are refused without asking them; and how many copies
+may be under way at a time, beyond which no further ones are made."""
 PAGE = Path(__file__).with_name("web") / "index.html"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline';"
@@ -90,6 +89,8 @@ class EndpointSettings:
     """File of API keys."""
     feedback: str
     """File of feedback."""
+    open: bool = False
+    """Whether callers of other machines are answered without keys."""
     access_log: str = ""
     """File of the access log."""
     catalogue: str = ""
@@ -162,7 +163,7 @@ class Endpoint:
             return tree
 
         api.openapi = openapi
-        return Guard(api, self._keys, self._settings.max_body_bytes, self._observed)
+        return Guard(api, self._keys, self._settings.max_body_bytes, self._observed, self._settings.open)
 
     @property
     def traffic(self) -> Traffic:

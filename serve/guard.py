@@ -14,6 +14,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rankstill.config import is_loopback
 from rankstill.text import encodable
 from serve.keys import ANYONE, Key, Keys, Role
 from serve.observed import Observed
@@ -29,10 +30,14 @@ _PLAIN = re.compile(r"[\x21-\x7e]{1,200}")
 
 
 class Guard:
-    """ASGI middleware around all routes. It sets `caller`, `request_id` and `began` in the request's state."""
+    """ASGI middleware around all routes. It sets `caller`, `request_id` and `began` in the request's state.
 
-    def __init__(self, app: ASGIApp, keys: Keys, body_limit: int, observed: Observed) -> None:
+    Without keys, and unless it is `open`, it answers callers on this machine only, whatever address Serve listens on.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, body_limit: int, observed: Observed, open_: bool = False) -> None:
         self._app, self._keys, self._limit, self._observed = app, keys, body_limit, observed
+        self._open = open_
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it."""
@@ -46,7 +51,7 @@ class Guard:
         passed = [(name.encode(), headers[name].encode("latin-1")) for name in TRACE if name in headers]
         if not given:  # else Serve's proxy, which gives every request one, repeats it
             passed.append((b"x-request-id", request_id.encode()))
-        caller, problem = self._admit(scope["path"], headers)
+        caller, problem = self._admit(scope["path"], headers, (scope.get("client") or ("",))[0])
         state: dict[str, Any] = scope.setdefault("state", {})
         state.update(caller=caller, request_id=request_id, began=began, told={})
 
@@ -82,10 +87,15 @@ class Guard:
                 }
                 LOG.info(orjson.dumps(line).decode())
 
-    def _admit(self, path: str, headers: dict[str, str]) -> tuple[Key | None, Response | None]:
+    def _admit(self, path: str, headers: dict[str, str], address: str) -> tuple[Key | None, Response | None]:
         """Who asks, and the answer to whoever may not."""
         if not self._keys.asked_for:
-            return ANYONE, None
+            if self._open or is_loopback(address):
+                return ANYONE, None
+            what = (
+                "without keys (serve.keys), and unless serve.open is set, only this machine's own callers are answered"
+            )
+            return None, problem(403, what, path)
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         presented = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         caller = self._keys.find(presented) if presented else None

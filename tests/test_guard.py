@@ -23,7 +23,7 @@ KEYS = Keys(
 )
 
 
-def guarded(keys: Keys = KEYS, limit: int = 1000) -> tuple[Guard, Observed]:
+def guarded(keys: Keys = KEYS, limit: int = 1000, open_: bool = False) -> tuple[Guard, Observed]:
     api = FastAPI()
     observed = Observed()
 
@@ -35,12 +35,14 @@ def guarded(keys: Keys = KEYS, limit: int = 1000) -> tuple[Guard, Observed]:
     for path in ("/v1/rerank", "/rerank", "/v1/feedback"):
         api.post(path)(echo)
     api.get("/healthz")(lambda: {"status": "ok"})
-    return Guard(api, keys, limit, observed), observed
+    return Guard(api, keys, limit, observed, open_), observed
 
 
-def ask(app: Guard, path: str = "/v1/rerank", method: str = "POST", **given) -> httpx.Response:
+def ask(
+    app: Guard, path: str = "/v1/rerank", method: str = "POST", address: str = "127.0.0.1", **given
+) -> httpx.Response:
     async def main() -> httpx.Response:
-        transport = httpx.ASGITransport(app=app)
+        transport = httpx.ASGITransport(app=app, client=(address, 4711))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             return await client.request(method, path, **given)
 
@@ -76,6 +78,16 @@ def test_who_may_do_what(path, headers, status):
 def test_health_needs_no_key_and_nobody_needs_one_without_keys():
     assert ask(guarded()[0], "/healthz", "GET").status_code == 200
     assert ask(guarded(Keys(()))[0]).json()["caller"] == "anyone"
+
+
+@pytest.mark.parametrize("address", ["10.0.0.7", "2001:db8::7", "testclient", ""])
+def test_without_keys_other_machines_are_answered_only_where_that_is_wanted(address):
+    answer = ask(guarded(Keys(()))[0], address=address)
+    assert answer.status_code == 403
+    assert "only this machine's own callers are answered" in answer.json()["message"]
+    assert ask(guarded(Keys(()), open_=True)[0], address=address).status_code == 200
+    assert ask(guarded()[0], address=address, headers=bearer(RANK)).status_code == 200
+    assert ask(guarded(Keys(()))[0], address="::1").status_code == 200
 
 
 def test_a_caller_over_its_rate_is_told_when_to_come_again():

@@ -187,7 +187,7 @@ class Serve(Section):
     keys: str = ""
     """File of API keys (python -m serve.keys); empty asks for none, which only loopback addresses may do."""
     open: bool = False
-    """Whether an address that others can reach may be served without keys."""
+    """Whether callers of other machines are answered without keys."""
 
     @model_validator(mode="after")
     def _sound(self) -> "Serve":
@@ -196,7 +196,7 @@ class Serve(Section):
                 f"max_replicas is {self.max_replicas}, fewer than the {self.replicas} replicas; give {self.replicas} or"
                 " more, or 0"
             )
-        if not self.keys and not self.open and not _is_loopback(self.host):
+        if not self.keys and not self.open and not is_loopback(self.host):
             raise ValueError(
                 f"host is {self.host!r}, which others can reach, and there are no keys; give keys (made by python -m"
                 " serve.keys), or open=true"
@@ -204,7 +204,8 @@ class Serve(Section):
         return self
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own, which no other can reach."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:  # a name
