@@ -11,7 +11,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from rankstill.configfile import load_config
-from serve.app import BuildArguments
+from serve.app import SERVE_SETTINGS, BuildArguments
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,6 +68,13 @@ def test_what_serve_deploys_passes_its_own_validation(path):
     module, _, name = str(application.import_path).partition(":")
     assert callable(getattr(importlib.import_module(module), name))
     BuildArguments.model_validate(application.args)
+
+
+def test_serve_on_kubernetes_has_the_settings_that_a_cluster_of_ours_gets():
+    spec = yaml.safe_load((ROOT / "serve" / "k8s" / "rayservice.yaml").read_text())["spec"]["rayClusterConfig"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        given = {one["name"]: one["value"] for one in group["template"]["spec"]["containers"][0]["env"]}
+        assert given.items() >= SERVE_SETTINGS.items()
 
 
 def test_the_job_on_kubernetes_is_one_of_ours():
