@@ -30,8 +30,8 @@ from rankstill.rankers import load_ranker
 from rankstill.registry import find_version
 from rankstill.served import Served, Version
 from rankstill.serving import APP, INGRESS, Serving, app_of, with_served
-from serve.endpoint import RANKER, Endpoint, EndpointSettings
-from serve.guard import Guard
+from serve.endpoint import RANKER, EndpointSettings
+from serve.ingress import Ingress, make_api
 from serve.keys import read_keys
 from serve.ranker import Ranker, RankerSettings
 from serve.teacher import Teacher
@@ -49,6 +49,8 @@ SERVE_SETTINGS = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
 }
 """Environment of the processes of Serve, which a cluster that we start gets, unless it says otherwise."""
+HEALTH_SECONDS = 2.0
+"""How often it is seen whether a replica lives."""
 VERSIONS = 4
 """Versions that fit beside each other: each replica reserves so much less than it uses."""
 deployment: Any = serve.deployment  # pyright reads the decorated class as a function
@@ -63,27 +65,6 @@ class BuildArguments(Serve):
     """Registry name (shop@champion, shop/7) or artifact folder."""
     root: str = ".rankstill"
     """Storage root, whose registry knows the names, and where feedback is kept."""
-
-
-class Ingress:
-    """The deployment that clients reach. Its `user_config` says which versions answer, and how much of the traffic."""
-
-    def __init__(self, settings: EndpointSettings, *_own: Any) -> None:
-        """`_own` is the version in the same application, which Serve deploys because it is bound here."""
-        self._endpoint = _ENDPOINTS["here"] = Endpoint(settings)
-
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Serve what `user_config` says; nothing restarts."""
-        self._endpoint.reconfigure(user_config)
-
-
-_ENDPOINTS: dict[str, Endpoint] = {}
-"""The endpoint of this process, for `make_api`, which Ray calls after the constructor and gives nothing."""
-
-
-def make_api() -> Guard:
-    """The ASGI application of this process's endpoint."""
-    return _ENDPOINTS["here"].api()
 
 
 @dataclass(frozen=True)
@@ -192,6 +173,7 @@ def ingress_deployment(arguments: BuildArguments) -> Any:
     return deployment(
         serve.ingress(make_api)(Ingress),
         name=INGRESS,
+        health_check_period_s=HEALTH_SECONDS,
         # More than the rankers hold and let wait: what is too much for them must get here to be answered 429.
         max_ongoing_requests=4 * arguments.queue * arguments.replicas,
         ray_actor_options={"num_cpus": 0},
@@ -235,6 +217,7 @@ def ranker(arguments: BuildArguments, artifact: Artifact) -> serve.Application:
         Ranker,
         name=RANKER,
         **size,
+        health_check_period_s=HEALTH_SECONDS,
         max_ongoing_requests=arguments.queue,
         max_queued_requests=arguments.queue,
         ray_actor_options={"num_cpus": min(1.0, cpus / arguments.replicas) / VERSIONS},

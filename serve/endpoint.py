@@ -32,8 +32,8 @@ from serve.catalogue import Catalogue
 from serve.feedback_store import FeedbackStore
 from serve.guard import Guard, retry_after, write_access_log
 from serve.keys import read_keys
+from serve.messages import Refusal, ScoreRequest, Scores
 from serve.observed import Observed
-from serve.ranker import Refusal, ScoreRequest, Scores
 from serve.traffic import Traffic
 from serve.wire import (
     JSON,

@@ -23,6 +23,7 @@ from rankstill.scoring import PairScorer
 from rankstill.text import digest, normalise, normalise_query
 from serve.batcher import Batcher, Overloaded, TooLate
 from serve.item_cache import ItemCache
+from serve.messages import Refusal, ScoreRequest, Scores
 
 TOKENISERS = 2
 """Threads that tokenise; what they take is the interpreter's, not a core's."""
@@ -32,51 +33,6 @@ INDEX_SECONDS = 1.0
 """How often a replica looks whether the item index has changed."""
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """Documents of one request."""
-
-    query: str
-    texts: list[str]
-    """Of each document; empty where only its id was given."""
-    ids: list[str] = field(default_factory=list)
-    """Item id of each document, empty where it has none; an empty list where none has."""
-    max_tokens_per_doc: int | None = None
-    seconds: float = 60.0
-    """Within which the answer is of use."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Answer to a ScoreRequest, in the order of its documents."""
-
-    logits_N: Floats
-    relevance_N: NDArray[np.float64]
-    """In [0, 1]: how relevant a document is, calibrated where the student's artifact says how."""
-    tokens: int
-    """That the student read."""
-    truncated: int
-    """Documents that were longer than it reads."""
-    known: int = 0
-    """Documents whose vectors were known ahead."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """That each stage took."""
-    fill: float = 0.0
-    """Share of the token budget that the last batch used."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """What a replica answers where it can't give scores."""
-
-    reason: str
-    """overloaded, late or unknown."""
-    seconds: float = 0.0
-    """After which to try again."""
-    places: tuple[int, ...] = ()
-    """Documents that are unknown here: an id without a text, of an item that isn't in the index."""
 
 
 @dataclass(frozen=True)

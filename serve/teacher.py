@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from rankstill.rankers import load_ranker, pick_device
 from rankstill.text import normalise, normalise_query
-from serve.ranker import Refusal, ScoreRequest, Scores
+from serve.messages import Refusal, ScoreRequest, Scores
 
 PIECE = 64
 """Documents that are scored before it is asked again whether anybody still waits."""
