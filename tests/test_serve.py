@@ -420,7 +420,9 @@ def test_versions_come_share_and_go_without_a_lost_request(url, serving, root):
         stop.set()
         caller.join()
     assert {name for _, name in answers} <= {"shop/1", "shop/2"}
-    assert sorted(serving.details()["applications"]) == [APP, "shop-1"]
+    assert sorted(serving.details()["applications"]) == [APP, "shop-1", "teacher"], (
+        "what is there to compare with stays"
+    )
     assert httpx.post(f"{url}/v1/rerank", json=named, timeout=30).status_code == 404
 
 
