@@ -161,7 +161,7 @@ def test_a_manifest_that_does_not_vouch_for_the_model_is_refused(copied, name):
 @pytest.mark.parametrize("scale", [0, -1.0, float("nan"), "2", None])
 def test_a_calibration_that_turns_the_order_around_is_refused(copied, scale):
     edit_manifest(copied, lambda manifest: manifest["calibration"].update(scale=scale))
-    refusal(copied)
+    assert "lacks 'a whole max_length, fields or calibration'" in refusal(copied)
 
 
 def test_a_calibration_that_would_turn_the_order_around_is_left_out(student, tmp_path):

@@ -168,7 +168,8 @@ def load_artifact(folder: Path, field: str = "model") -> Artifact:
         length, fields = manifest["max_length"], manifest["fields"]
         whole = isinstance(length, int) and length > 0 and isinstance(fields, list) and fields != []
         scale, offset = Artifact(folder, manifest).calibration
-        whole = whole and scale > 0 and math.isfinite(scale + offset)
+        numbers = all(isinstance(one, int | float) and math.isfinite(one) for one in (scale, offset))
+        whole = whole and numbers and scale > 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{field}: {str(folder)!r} has no readable {MANIFEST}; export the student again") from error
     if not known:

@@ -315,8 +315,7 @@ def write_pending(writer: LabelRun, pairs: pl.LazyFrame, aside: Path, block: int
         # By text, so that sentence encoders, which encode each text of a block once, meet an item in one block.
         lacking = lacking.sort("text", maintain_order=True)
         # A run of few pairs is cut so that every actor has some and none waits long for the last.
-        few = max(SMALLEST_BLOCK, math.ceil(lacking.height / actors / 4))
-        rows = block if bucket else min(block, few)
+        rows = block if bucket else min(block, max(SMALLEST_BLOCK, math.ceil(lacking.height / actors / 4)))
         for number, part in enumerate(lacking.iter_slices(rows)):
             path = writer.pending(bucket, number)
             write_block(writer.store.tree, path, part)
