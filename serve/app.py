@@ -30,7 +30,8 @@ from rankstill.rankers import load_ranker
 from rankstill.registry import find_version
 from rankstill.served import Served, Version
 from rankstill.serving import APP, INGRESS, Serving, app_of, with_served
-from serve.endpoint import RANKER, EndpointSettings
+from serve.asking import RANKER
+from serve.endpoint import EndpointSettings
 from serve.ingress import Ingress, make_api
 from serve.keys import read_keys
 from serve.ranker import Ranker, RankerSettings

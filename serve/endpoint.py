@@ -1,6 +1,5 @@
 """The HTTP routes: what comes in is checked, sent to a version's rankers, and answered in the caller's protocol."""
 
-import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,6 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from ray import serve
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
@@ -28,11 +23,12 @@ from serve.api import (
     RerankV1,
     RerankV2,
 )
+from serve.asking import Rankers
 from serve.catalogue import Catalogue
 from serve.feedback_store import FeedbackStore
-from serve.guard import Guard, retry_after, write_access_log
+from serve.guard import Guard, write_access_log
 from serve.keys import read_keys
-from serve.messages import Refusal, ScoreRequest, Scores
+from serve.messages import ScoreRequest, Scores
 from serve.observed import Observed
 from serve.traffic import Traffic
 from serve.wire import (
@@ -40,7 +36,6 @@ from serve.wire import (
     best_first,
     encoded,
     id_of,
-    is_admin,
     on_invalid,
     on_problem,
     read_json,
@@ -48,12 +43,6 @@ from serve.wire import (
     validated,
 )
 
-READY_SECONDS = 2.0
-RANKER = "Ranker"
-"""Deployment of a version's application that scores."""
-FULL_SECONDS, MOST_SHADOWS = 0.05, 32
-"""For how long after a version's rankers refused a request others are refused without asking them; and how many copies
-may be under way at a time, beyond which no further ones are made."""
 PAGE = Path(__file__).with_name("web") / "index.html"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline';"
@@ -119,20 +108,14 @@ class Endpoint:
             write_access_log(settings.access_log)
         self._catalogue = Catalogue(settings.catalogue, settings.fields) if settings.catalogue else None
         self._traffic: Traffic | None = None
-        self._handles: dict[str, DeploymentHandle] = {}
-        self._copies: set[asyncio.Task[Any]] = set()
-        self._full: dict[str, tuple[float, Refusal]] = {}
-        """Until when the rankers of a version take nothing, and what they said."""
+        self._rankers = Rankers(self._observed)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve other versions, or the same with other weights; requests under way are not touched."""
         traffic = Traffic(Served.model_validate(user_config))
         if self._traffic:
             traffic.keep(self._traffic)
-        own = serve.get_replica_context().app_name
-        for one in traffic.served.versions:
-            if one.app not in self._handles:
-                self._handles[one.app] = serve.get_deployment_handle(RANKER, one.app or own)
+        self._rankers.know(traffic.served.versions)
         self._traffic = traffic
 
     def api(self) -> Guard:
@@ -219,11 +202,7 @@ class Endpoint:
     async def readyz(self) -> dict[str, str]:
         """Whether a ranker replica of the champion is loaded and warm."""
         champion = self.traffic.champion
-        try:
-            async with asyncio.timeout(READY_SECONDS):
-                await self._handles[champion.app].ready.remote()
-        except (TimeoutError, RayError, RayServeException) as error:
-            raise HTTPException(503, "no ranker replica is ready; try again shortly") from error
+        await self._rankers.ready(champion)
         return {"status": "ready", "model": champion.version}
 
     async def catalogue(
@@ -254,14 +233,10 @@ class Endpoint:
         self._check(body.query, documents)
         version = self._version(request, getattr(body, "model", None), user)
         wanted = self._request(request, body, documents, rank_fields or version.fields, bool(rank_fields))
-        if len(self._copies) < MOST_SHADOWS:
-            for other in self.traffic.shadows(version):
-                copy = asyncio.create_task(self._shadow(other, wanted))
-                self._copies.add(copy)
-                copy.add_done_callback(self._copies.discard)
+        for other in self.traffic.shadows(version):
+            self._rankers.copy(other, wanted)
         request.state.told.update(version=version.version, documents=len(documents))
-        scores = await self._score(version, wanted)
-        return Ranked(version, scores)
+        return Ranked(version, await self._rankers.score(version, wanted, self.traffic))
 
     def _check(self, query: str, documents: list[Document]) -> None:
         most = self._settings.max_documents
@@ -284,7 +259,7 @@ class Endpoint:
         if found is None or (found is traffic.champion and not forced):
             key = user or request.headers.get("x-user", "")
             return traffic.choose(key)
-        if not is_admin(caller):
+        if not caller.may("admin"):
             raise HTTPException(
                 403, f"model {name!r}: this key may not choose a version; ask for {traffic.served.name!r}"
             )
@@ -313,65 +288,6 @@ class Endpoint:
             max_tokens_per_doc=getattr(body, "max_tokens_per_doc", None),
             seconds=max(0.001, allowed / 1000 - (time.monotonic() - request.state.began)),
         )
-
-    async def _score(self, version: Version, request: ScoreRequest) -> Scores:
-        """Ask a version's rankers, and once more where a replica died with the request."""
-        observed, name = self._observed, version.version
-        until, full = self._full.get(name, (0.0, None))
-        if full and time.monotonic() < until:
-            raise self._refused(name, full)
-        with observed.under_way.labels(name).track_inprogress():
-            try:
-                try:
-                    found = await self._ask(version, request)
-                except RayActorError:
-                    found = await self._ask(version, request)
-            except BackPressureError as error:
-                observed.rankings.labels(name, "overloaded").inc()
-                raise HTTPException(429, "queues are full; try again later", headers=retry_after(1)) from error
-            except TimeoutError as error:
-                observed.rankings.labels(name, "late").inc()
-                raise HTTPException(504, "the time for this request is over; allow more, or send less") from error
-            except (RayError, RayServeException) as error:
-                observed.rankings.labels(name, "failed").inc()
-                self.traffic.tell(version, well=False)
-                raise HTTPException(503, "no ranker replica could answer; try again shortly") from error
-        if isinstance(found, Refusal):
-            if found.reason == "overloaded" and found.seconds < request.seconds:  # not for its own haste
-                self._full[name] = (time.monotonic() + FULL_SECONDS, found)
-            raise self._refused(name, found)
-        observed.rankings.labels(name, "answered").inc()
-        for stage, seconds in found.seconds.items():
-            observed.stages.labels(stage, name).observe(seconds)
-        observed.documents.labels(name).inc(len(found.logits_N))
-        observed.known.labels(name).inc(found.known)
-        observed.tokens.labels(name).inc(found.tokens)
-        observed.truncated.labels(name).inc(found.truncated)
-        observed.fill.labels(name).observe(found.fill)
-        self.traffic.tell(version, well=True)
-        return found
-
-    async def _ask(self, version: Version, request: ScoreRequest) -> Scores | Refusal:
-        async with asyncio.timeout(request.seconds):
-            return await self._handles[version.app].score.remote(request)
-
-    def _refused(self, name: str, refusal: Refusal) -> HTTPException:
-        self._observed.rankings.labels(name, refusal.reason).inc()
-        if refusal.reason == "overloaded":
-            return HTTPException(429, "queues are full; try again later", headers=retry_after(refusal.seconds))
-        if refusal.reason == "late":
-            return HTTPException(504, "the time for this request is over; allow more, or send less")
-        places = ", ".join(map(str, refusal.places[:5])) + (", …" if len(refusal.places) > 5 else "")
-        return HTTPException(
-            422, f"documents: {places} have an id that is not indexed and no text; send their fields, or index them"
-        )
-
-    async def _shadow(self, version: Version, request: ScoreRequest) -> None:
-        try:
-            await self._ask(version, request)
-            self._observed.rankings.labels(version.version, "shadow").inc()
-        except (TimeoutError, RayError, RayServeException):
-            self._observed.rankings.labels(version.version, "shadow failed").inc()
 
     def _answer(
         self, request: Request, body: RerankV1 | RerankV2, ranked: Ranked, echo: bool, protocol: str

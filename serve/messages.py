@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from rankstill.text import normalise
+
 
 @dataclass(frozen=True)
 class ScoreRequest:
@@ -18,6 +20,11 @@ class ScoreRequest:
     max_tokens_per_doc: int | None = None
     seconds: float = 60.0
     """Within which the answer is of use."""
+
+    @property
+    def bare(self) -> tuple[int, ...]:
+        """Documents of which there is nothing but an id."""
+        return tuple(place for place, one in enumerate(self.ids) if one and not normalise(self.texts[place]))
 
 
 @dataclass(frozen=True)

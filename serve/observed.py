@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serve.messages import Scores
+
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 PREFIX = "rankstill"
 
@@ -35,6 +37,17 @@ class Observed:
         """One more request."""
         self.requests.labels(route, str(status)).inc()
         self.latency.labels(route).observe(seconds)
+
+    def scored(self, version: str, scores: Scores) -> None:
+        """One more ranking that was answered."""
+        self.rankings.labels(version, "answered").inc()
+        for stage, seconds in scores.seconds.items():
+            self.stages.labels(stage, version).observe(seconds)
+        self.documents.labels(version).inc(len(scores.logits_N))
+        self.known.labels(version).inc(scores.known)
+        self.tokens.labels(version).inc(scores.tokens)
+        self.truncated.labels(version).inc(scores.truncated)
+        self.fill.labels(version).observe(scores.fill)
 
     def text(self) -> bytes:
         """All numbers in Prometheus's form."""

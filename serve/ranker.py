@@ -148,9 +148,8 @@ class Student(ABC):
     def prepare(self, request: ScoreRequest) -> Work:
         """What is to be computed."""
         query, texts = normalise_query(request.query), [normalise(text) for text in request.texts]
-        unknown = tuple(place for place, text in enumerate(texts) if not text and request.ids and request.ids[place])
         tokens = self.tokenise(query, texts, request.max_tokens_per_doc)
-        return Work(query, list(range(len(texts))), tokens, unknown=unknown)
+        return Work(query, list(range(len(texts))), tokens, unknown=request.bare)
 
 
 class PairStudent(Student):
@@ -203,8 +202,7 @@ class TowerStudent(Student):
                 vectors[place] = one
         open_places = [place for place, one in enumerate(vectors) if one is None]
         texts = [normalise(request.texts[place]) for place in open_places]
-        ids = request.ids or [""] * len(vectors)
-        unknown = tuple(place for place, text in zip(open_places, texts, strict=True) if not text and ids[place])
+        unknown = tuple(place for place in request.bare if vectors[place] is None)
         keys = [digest(text, str(request.max_tokens_per_doc)) for text in texts]
         cached = self._cache.get(keys)
         for place, one in zip(open_places, cached, strict=True):

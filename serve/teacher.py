@@ -31,10 +31,9 @@ class Teacher:
     async def score(self, request: ScoreRequest) -> Scores | Refusal:
         """Scores of a request's documents, or why there are none."""
         began = time.monotonic()
+        if request.bare:
+            return Refusal("unknown", places=request.bare)
         texts = [normalise(text) for text in request.texts]
-        unknown = tuple(place for place, text in enumerate(texts) if not text and request.ids and request.ids[place])
-        if unknown:
-            return Refusal("unknown", places=unknown)
         pairs = pl.DataFrame({"query": [normalise_query(request.query)] * len(texts), "text": texts})
         parts = []
         for piece in pairs.iter_slices(PIECE):

@@ -15,7 +15,6 @@ from starlette.responses import Response
 from rankstill.text import encodable, render_item
 from serve.api import Document
 from serve.guard import problem
-from serve.keys import Key
 
 JSON = "application/json"
 Model = TypeVar("Model", bound=BaseModel)
@@ -24,11 +23,6 @@ Model = TypeVar("Model", bound=BaseModel)
 def best_first(values_N: NDArray[Any], count: int | None) -> list[int]:
     """Places of the largest values, largest first; of equals the one that came first."""
     return np.argsort(-values_N, kind="stable")[:count].tolist()
-
-
-def is_admin(caller: Key | None) -> bool:
-    """Whether a caller may choose versions."""
-    return caller is not None and caller.may("admin")
 
 
 def id_of(document: Document) -> str:

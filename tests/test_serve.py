@@ -41,7 +41,7 @@ from rankstill.served import Version
 from rankstill.serving import APP, Endpoint, Serving
 from rankstill.students import make_student
 from serve.app import BuildArguments, build, require_free, whole_config
-from serve.endpoint import RANKER
+from serve.asking import RANKER
 
 QUERY = "Red Drill"
 CALIBRATION = Calibration(scale=0.5, offset=-0.25, error_before=0.2, error_after=0.1)

@@ -149,11 +149,16 @@ def answers(url: str) -> bool:
         return False
 
 
+def load_command(port: int, path: str, bodies: Path, rate: float, seconds: float) -> list[str]:
+    """The load generator, as a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.load", "--url", f"http://127.0.0.1:{port}{path}"]
+    return [*command, "--bodies", str(bodies), "--rate", str(rate), "--seconds", str(seconds)]
+
+
 def load(port: int, path: str, bodies: Path, rate: float, seconds: float) -> dict[str, Any]:
     """What the load generator saw."""
-    command = [sys.executable, "-m", "tests.benchmarks.load", "--url", f"http://127.0.0.1:{port}{path}"]
-    options = ["--bodies", str(bodies), "--rate", str(rate), "--seconds", str(seconds)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    command = load_command(port, path, bodies, rate, seconds)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     told = json.loads(done.stdout)
     print(json.dumps(told), file=sys.stderr, flush=True)
     return told

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from rankstill.served import Version
 from rankstill.serving import Endpoint, Serving, app_of
 from rankstill.text import normalise, normalise_query
 from tests.benchmarks.load import Answer, told
-from tests.benchmarks.serving import capacity, free_port, load, read_pairs, server, write_bodies
+from tests.benchmarks.serving import capacity, free_port, load, load_command, read_pairs, server, write_bodies
 
 ROUTE = "/v1/rerank"
 TOLERANCE = 1e-3
@@ -82,21 +83,24 @@ def main() -> None:
                 overload(bench, arguments.capacity)
 
 
+@dataclass(frozen=True)
 class Bench:
     """An endpoint, and requests to it."""
 
-    def __init__(
-        self, port: int, bodies: Path, expected: dict[str, np.ndarray], rate: float, folder: Path, dashboard: str
-    ) -> None:
-        self.port, self.bodies, self.expected, self.rate = port, bodies, expected, rate
-        self.folder, self.dashboard = folder, dashboard
+    port: int
+    bodies: Path
+    expected: dict[str, np.ndarray]
+    """Relevance of each body's documents, by version."""
+    rate: float
+    """Requests a second."""
+    folder: Path
+    dashboard: str
 
     def under_load(self, work: Callable[[], None], seconds: float) -> list[Answer]:
         """Answers to requests of so many seconds, in the middle of which something is done."""
         path = self.folder / "answers.jsonl"
-        command = [sys.executable, "-m", "tests.benchmarks.load", "--url", f"http://127.0.0.1:{self.port}{ROUTE}"]
-        options = ["--bodies", str(self.bodies), "--rate", str(self.rate), "--seconds", str(seconds)]
-        process = subprocess.Popen([*command, *options, "--answers", str(path)], stdout=subprocess.DEVNULL)
+        command = load_command(self.port, ROUTE, self.bodies, self.rate, seconds)
+        process = subprocess.Popen([*command, "--answers", str(path)], stdout=subprocess.DEVNULL)
         time.sleep(3.0)
         work()
         if process.poll() is not None:
@@ -171,11 +175,11 @@ def shares(bench: Bench, artifacts: dict[str, Artifact]) -> None:
     small = {"query": "drill", "documents": ["cordless drill"]}
     path = bench.folder / "callers.jsonl"
     path.write_text("".join(f"{json.dumps({**small, 'user': f'caller {n}'})}\n" for n in range(CALLERS)))
-    bench.bodies, bench.rate = path, CALLERS_RATE
-    answers = bench.steady(2 * CALLERS / CALLERS_RATE)
+    answers = replace(bench, bodies=path, rate=CALLERS_RATE).steady(2 * CALLERS / CALLERS_RATE)
     seen: dict[int, set[str]] = {}
     for one in answers:
-        seen.setdefault(one.body, set()).add(json.loads(one.text).get("model_version", one.status))
+        name = json.loads(one.text)["model_version"] if one.status == "200" else one.status
+        seen.setdefault(one.body, set()).add(name)
     second = sum(names == {"shop/2"} for names in seen.values())
     split = sum(len(names) > 1 for names in seen.values())
     print(f"{len(answers):,} requests of {len(seen):,} callers: {dict(Counter(one.status for one in answers))};")
@@ -196,8 +200,7 @@ def overload(bench: Bench, given: float | None) -> None:
     before = resident()
     seen = load(bench.port, ROUTE, bench.bodies, TIMES * most, OVERLOAD_SECONDS)
     after = resident()
-    bench.rate = most / 2
-    answers = bench.steady(AFTER_SECONDS)
+    answers = replace(bench, rate=most / 2).steady(AFTER_SECONDS)
     bad = [one.due for one in answers if one.status != "200" or one.ms > 500]
     goodput = float(seen["answered_per_second"])
     rows = [["capacity/s", "asked/s", "answered/s", "of capacity", "statuses", "p99 ms", "429 p50 ms", "429 p99 ms"]]
