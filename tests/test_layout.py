@@ -3,7 +3,10 @@ import itertools
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 from ray._private.runtime_env.validation import parse_and_validate_excludes
@@ -14,6 +17,42 @@ from rankstill.configfile import load_config
 from serve.app import SERVE_SETTINGS, BuildArguments
 
 ROOT = Path(__file__).parent.parent
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+COUNT = {"type": "integer", "minimum": 0}
+
+
+def _kuberay(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+GROUP = {"rayStartParams": TEXTS, "template": {"type": "object"}}
+WORKERS = {**GROUP, "groupName": {"type": "string"}, "replicas": COUNT, "minReplicas": COUNT, "maxReplicas": COUNT}
+CLUSTER = _kuberay(
+    {
+        "rayVersion": {"type": "string"},
+        "enableInTreeAutoscaling": {"type": "boolean"},
+        "headGroupSpec": _kuberay(GROUP, "rayStartParams", "template"),
+        "workerGroupSpecs": {
+            "type": "array",
+            "items": _kuberay(WORKERS, "groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"),
+        },
+    },
+    "headGroupSpec",
+)
+KUBERAY = {
+    "RayService": _kuberay({"serveConfigV2": {"type": "string"}, "rayClusterConfig": CLUSTER}),
+    "RayJob": _kuberay(
+        {
+            "entrypoint": {"type": "string"},
+            "runtimeEnvYAML": {"type": "string"},
+            "shutdownAfterJobFinishes": {"type": "boolean"},
+            "ttlSecondsAfterFinished": COUNT,
+            "backoffLimit": COUNT,
+            "rayClusterSpec": CLUSTER,
+        }
+    ),
+}
+"""What of KubeRay's `ray.io/v1` resources is used here, by the types of ray-operator/apis/ray/v1."""
 
 
 def test_platform_folder_does_not_shadow_the_standard_library():
@@ -85,6 +124,17 @@ def test_the_job_on_kubernetes_is_one_of_ours():
     assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["PYTHONPATH"] == "platform"
     groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
     assert all(group["template"]["spec"]["containers"][0]["workingDir"] for group in groups)
+
+
+@pytest.mark.parametrize("path", ["serve/k8s/rayservice.yaml", "jobs/k8s/rayjob.yaml"])
+def test_kubernetes_manifests_pass_published_schemas(path):
+    tree = yaml.safe_load((ROOT / path).read_text())
+    assert tree["apiVersion"] == "ray.io/v1"
+    jsonschema.validate(tree["spec"], KUBERAY[tree["kind"]])
+    cluster = tree["spec"].get("rayClusterConfig") or tree["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "any"}, **group["template"]}
+        kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
 
 
 def _name(requirement: str) -> str:
