@@ -34,7 +34,7 @@ from serve.asking import RANKER
 from serve.endpoint import EndpointSettings
 from serve.ingress import Ingress, make_api
 from serve.keys import read_keys
-from serve.ranker import Ranker, RankerSettings
+from serve.replica import RankerSettings, Replica
 from serve.teacher import Teacher
 
 TEACHER = "teacher"
@@ -215,7 +215,7 @@ def ranker(arguments: BuildArguments, artifact: Artifact) -> serve.Application:
         target = {"target_ongoing_requests": arguments.target_requests}
         size = {"autoscaling_config": {"min_replicas": least, "max_replicas": most, **target}}
     return deployment(
-        Ranker,
+        Replica,
         name=RANKER,
         **size,
         health_check_period_s=HEALTH_SECONDS,

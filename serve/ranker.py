@@ -1,4 +1,4 @@
-"""The replica that holds a student: it tokenises, computes in batches across requests, and answers.
+"""What a replica holds: a student, which tokenises, computes in batches across requests, and answers.
 
 Cross-encoders compute pairs. Students of two towers encode items, which an index or a cache may know already, and
 compare them with the query.
@@ -24,6 +24,7 @@ from rankstill.text import digest, normalise, normalise_query
 from serve.batcher import Batcher, Overloaded, TooLate
 from serve.item_cache import ItemCache
 from serve.messages import Refusal, ScoreRequest, Scores
+from serve.replica import RankerSettings
 
 TOKENISERS = 2
 """Threads that tokenise; what they take is the interpreter's, not a core's."""
@@ -33,22 +34,6 @@ INDEX_SECONDS = 1.0
 """How often a replica looks whether the item index has changed."""
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class RankerSettings:
-    """What a replica needs to know."""
-
-    folder: str
-    """Artifact."""
-    runtime: str
-    threads: int
-    token_budget: int
-    batch_wait_ms: float
-    max_wait_ms: float
-    cache_bytes: int = 0
-    index: str = ""
-    """Folder of an item index."""
 
 
 class Ranker:
@@ -78,10 +63,6 @@ class Ranker:
             settings.max_wait_ms / 1000,
             int(tokens.lengths_B.sum()) / (time.monotonic() - start),
         )
-
-    async def ready(self) -> bool:
-        """True once the student is loaded and warm; a replica that isn't can't answer."""
-        return True
 
     async def score(self, request: ScoreRequest) -> Scores | Refusal:
         """Scores of a request's documents, or why there are none."""

@@ -1,0 +1,54 @@
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from serve.idle_time import in_idle_time
+
+ROOT = Path(__file__).parent.parent
+PRIVILEGED = os.geteuid() == 0
+AS_NOBODY = """
+import os
+from serve.idle_time import in_idle_time
+os.setgid(65534)
+os.setuid(65534)
+with in_idle_time():
+    print(os.sched_getscheduler(0))
+print(os.sched_getscheduler(0))
+"""
+
+
+def policy_of(thread: threading.Thread) -> int:
+    assert thread.native_id
+    return os.sched_getscheduler(thread.native_id)
+
+
+@pytest.mark.skipif(not PRIVILEGED, reason="a process takes its priority back where it may")
+def test_all_that_starts_in_idle_time_comes_back_from_it():
+    stop = threading.Event()
+    early, late = (threading.Thread(target=stop.wait) for _ in range(2))
+    early.start()
+    with in_idle_time():
+        late.start()
+        threading.Thread(target=int).start()
+        seen = [os.sched_getscheduler(0), policy_of(early), policy_of(late)]
+    after = [os.sched_getscheduler(0), policy_of(early), policy_of(late)]
+    stop.set()
+    assert seen == [os.SCHED_IDLE, os.SCHED_OTHER, os.SCHED_IDLE]
+    assert after == [os.SCHED_OTHER] * 3
+
+
+@pytest.mark.skipif(not PRIVILEGED, reason="a process takes its priority back where it may")
+def test_an_error_ends_idle_time():
+    with pytest.raises(ValueError, match="model"), in_idle_time():
+        raise ValueError("model")
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+@pytest.mark.skipif(not PRIVILEGED, reason="only root becomes somebody else")
+def test_who_could_not_come_back_stays():
+    done = subprocess.run([sys.executable, "-c", AS_NOBODY], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.split(), done.returncode) == ([str(os.SCHED_OTHER)] * 2, 0), done.stderr
