@@ -1,0 +1,153 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from rankstill.errors import DataError
+from rankstill.feedback import by_em, by_swaps, cascade, examination, relevance, weighted_mean
+
+QUERIES, ITEMS = 40, 12
+
+
+def shoppers(
+    requests: int, looked_K: np.ndarray, swaps: float = 0.0, noise: float = 0.3, seed: int = 0
+) -> tuple[pl.DataFrame, np.ndarray]:
+    """What shoppers were shown and clicked, under the position-based model; and how attractive items are."""
+    generator, positions = np.random.default_rng(seed), len(looked_K)
+    attraction = generator.beta(2, 3, (QUERIES, ITEMS))
+    query_R = generator.integers(QUERIES, size=requests)
+    order = np.argsort(-attraction[query_R] - generator.normal(0, noise, (requests, ITEMS)), axis=1)[:, :positions]
+    swap_R = np.where(generator.random(requests) < swaps, generator.integers(positions - 1, size=requests), -1)
+    turned = np.flatnonzero((swap_R >= 0) & (generator.random(requests) < 0.5))
+    upper = swap_R[turned]
+    order[turned, upper], order[turned, upper + 1] = order[turned, upper + 1], order[turned, upper]
+    clicked = generator.random((requests, positions)) < looked_K * attraction[query_R[:, None], order]
+    position = np.tile(np.arange(positions), requests)
+    table = pl.DataFrame(
+        {
+            "request_id": np.repeat(np.arange(requests), positions),
+            "query": np.repeat(query_R, positions).astype(str),
+            "item_id": order.ravel().astype(str),
+            "position": position,
+            "clicked": clicked.ravel(),
+            "swap": np.repeat(swap_R, positions),
+        }
+    )
+    return table.with_columns(pl.col("swap").replace(-1, None)), attraction
+
+
+def truth(attraction: np.ndarray, found: pl.DataFrame) -> np.ndarray:
+    return attraction[found["query"].cast(int).to_numpy(), found["item_id"].cast(int).to_numpy()]
+
+
+LOOKED = 1 / np.arange(1, 6) ** 0.6
+
+
+def test_neighbours_in_random_order_tell_who_looks_where():
+    shown, _ = shoppers(400_000, LOOKED, swaps=1.0)
+    found = by_swaps(shown, 5)
+    assert np.abs(found.value_K / LOOKED - 1).max() < 0.05
+    assert ((found.low_K <= LOOKED) & (found.high_K >= LOOKED)).all()
+    assert (found.method, found.requests) == ("swaps", 400_000)
+
+
+def test_what_is_not_swapped_does_not_count():
+    shown, _ = shoppers(100_000, LOOKED, swaps=0.5)
+    only = shown.filter(pl.col("swap").is_not_null())
+    assert by_swaps(shown, 5).value_K.tolist() == by_swaps(only, 5).value_K.tolist()
+
+
+def test_expectation_maximisation_tells_who_looks_where():
+    looked = 1 / np.arange(1, 9) ** 0.8
+    shown, _ = shoppers(100_000, looked)
+    found = by_em(shown, 8)
+    assert np.abs(found.value_K / looked - 1).max() < 0.05
+    assert (found.high_K - found.low_K)[1:].min() > 0
+    naive = shown.group_by("position").agg(pl.col("clicked").mean()).sort("position")["clicked"].to_numpy()
+    assert np.abs(naive / naive[0] / looked - 1).max() > 0.2  # clicks by position alone are biased by the ranking
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    held = []
+    for seed in range(6):
+        shown, _ = shoppers(3000, LOOKED, seed=seed)
+        found = by_em(shown, 5, seed=seed)
+        held += ((found.low_K <= LOOKED) & (found.high_K >= LOOKED))[1:].tolist()
+    assert np.mean(held) > 0.8
+
+
+def test_positions_that_nothing_ties_together_are_told():
+    shown, _ = shoppers(500, LOOKED)
+    fixed = shown.with_columns(item_id=pl.col("position").cast(pl.String))
+    with pytest.raises(DataError, match=r"position 1 shares no clicked item with the others.*serve\.swap_rate"):
+        by_em(fixed, 5)
+
+
+def test_a_pair_of_positions_without_clicks_is_told():
+    shown, _ = shoppers(1000, LOOKED, swaps=1.0)
+    with pytest.raises(DataError, match=r"positions 1 and 2, in random order, got \d+ and 0 clicks"):
+        by_swaps(shown.with_columns(clicked=pl.col("clicked") & (pl.col("position") != 2)), 5)
+
+
+def test_few_swaps_fall_back_to_the_model():
+    shown, _ = shoppers(20_000, LOOKED, swaps=0.0001)
+    assert examination(shown, 5).method == "position-based model"
+    assert examination(shoppers(20_000, LOOKED, swaps=0.5)[0], 5).method == "swaps"
+    assert examination(shown.drop("swap"), 5).method == "position-based model"
+
+
+def test_positions_further_down_are_as_likely_as_the_last():
+    found = by_em(shoppers(20_000, LOOKED)[0], 3)
+    assert found.at(np.array([0, 2, 4, 99])).tolist() == [1.0, *[found.value_K[2]] * 3]
+    assert found.as_dict()["value"] == np.round(found.value_K, 4).tolist()
+
+
+def test_weighted_clicks_tell_relevance_where_plain_clicks_mislead():
+    shown, attraction = shoppers(200_000, LOOKED, noise=0.6)
+    found = relevance(shown, by_em(shown, 5)).filter(pl.col("shown") > 300)
+    expected = truth(attraction, found)
+    plain = (found["clicks"] / found["shown"]).to_numpy()
+    error = np.abs(found["relevance"].to_numpy() - expected)
+    assert error.mean() < 0.03
+    assert np.abs(plain - expected).mean() > 3 * error.mean()
+    inside = (found["low"].to_numpy() <= expected) & (found["high"].to_numpy() >= expected)
+    assert inside.mean() > 0.85
+    assert (found["effective"] <= found["shown"]).all()
+
+
+def test_a_weight_is_cut_off():
+    shown = pl.DataFrame(
+        {"request_id": [0, 0], "query": ["q", "q"], "item_id": ["a", "b"], "position": [0, 1], "clicked": [False, True]}
+    )
+    rare = by_em(shoppers(2000, LOOKED)[0], 2)
+    rare.value_K[1] = 0.001
+    found = relevance(shown, rare, clip=4.0, strength=0.0)
+    assert dict(found.select("item_id", "relevance").iter_rows()) == {"a": 0.0, "b": 4.0}
+
+
+def test_cascade_counts_what_was_looked_at():
+    shown = pl.DataFrame(
+        {
+            "request_id": ["1", "1", "1", "2", "2"],
+            "query": ["q"] * 5,
+            "item_id": ["a", "b", "c", "a", "b"],
+            "position": [0, 1, 2, 0, 1],
+            "clicked": [False, True, False, False, False],
+        }
+    )
+    found = cascade(shown)
+    assert found.rows() == [("q", "a", 2, 0, 0.0), ("q", "b", 2, 1, 0.5)]
+
+
+def test_a_mean_under_another_policy():
+    generator = np.random.default_rng(0)
+    arm = generator.choice(3, 50_000, p=[0.7, 0.2, 0.1])
+    rate, wanted = np.array([0.1, 0.3, 0.5]), np.array([0.1, 0.3, 0.6])
+    clicks = generator.random(len(arm)) < rate[arm]
+    found = weighted_mean(clicks.astype(float), (wanted / [0.7, 0.2, 0.1])[arm])
+    assert found.low < rate @ wanted < found.high
+    assert abs(found.value - rate @ wanted) < 0.01
+    assert abs(clicks.mean() - rate @ wanted) > 0.1
+    assert found.effective < len(arm) / 2
+    assert weighted_mean(clicks.astype(float), np.ones(len(arm))).effective == len(arm)
+    with pytest.raises(DataError, match="all weights are 0"):
+        weighted_mean(np.ones(2), np.zeros(2))
