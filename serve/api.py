@@ -84,8 +84,8 @@ class Event(BaseModel):
     """Identity of the event; one that came before is not stored again."""
     event: Literal["click", "add_to_cart", "purchase", "dwell", "reject"]
     """What happened."""
-    item_id: Annotated[str, Field(min_length=1, max_length=500)]
-    """With which item."""
+    item_id: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    """With which item; one without an id is told by request_id and position."""
     request_id: Annotated[str, Field(max_length=200)] | None = None
     """Of the ranking that showed it."""
     query: Annotated[str, Field(max_length=10_000)] | None = None
@@ -103,6 +103,8 @@ class Event(BaseModel):
     def _belongs_somewhere(self) -> "Event":
         if not self.request_id and not self.query:
             raise ValueError("neither request_id nor query is given; give one, so that the event belongs to a ranking")
+        if self.item_id is None and (self.position is None or not self.request_id):
+            raise ValueError("neither item_id nor position with request_id is given; give one, to tell the item")
         if self.value is not None and not math.isfinite(self.value):
             raise ValueError("value isn't finite; give a number")
         return self

@@ -34,6 +34,8 @@ from serve.asking import RANKER
 from serve.endpoint import EndpointSettings
 from serve.ingress import Ingress, make_api
 from serve.keys import read_keys
+from serve.recorder import Recorder
+from serve.recording import RECORDER, Kept
 from serve.replica import RankerSettings, Replica
 from serve.teacher import Teacher
 
@@ -65,7 +67,9 @@ class BuildArguments(Serve):
     model: str
     """Registry name (shop@champion, shop/7) or artifact folder."""
     root: str = ".rankstill"
-    """Storage root, whose registry knows the names, and where feedback is kept."""
+    """Storage root, whose registry knows the names."""
+    feedback: str = ""
+    """Folder or URL of what was shown and what shoppers did; empty is the folder feedback of the root."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def build(arguments: BuildArguments) -> serve.Application:
         )
     found = find(arguments)
     front = ingress_deployment(arguments).options(user_config=found.served().model_dump(mode="json"))
-    return front.bind(endpoint_settings(arguments, found), ranker(arguments, found.artifact))
+    return front.bind(endpoint_settings(arguments, found), recorder(arguments), ranker(arguments, found.artifact))
 
 
 def ingress(arguments: BuildArguments) -> serve.Application:
@@ -127,7 +131,7 @@ def ingress(arguments: BuildArguments) -> serve.Application:
     Raises:
         InputError: a model or a file of keys that can't be used.
     """
-    return ingress_deployment(arguments).bind(endpoint_settings(arguments, find(arguments)))
+    return ingress_deployment(arguments).bind(endpoint_settings(arguments, find(arguments)), recorder(arguments))
 
 
 def version(arguments: BuildArguments) -> serve.Application:
@@ -194,7 +198,8 @@ def endpoint_settings(arguments: BuildArguments, found: Found) -> EndpointSettin
         max_body_bytes=arguments.max_body_bytes,
         timeout_ms=arguments.timeout_ms,
         keys=keys,
-        feedback=str(Path(absolute(arguments.root)) / "feedback" / "events.db"),
+        kept=Kept(arguments.impressions, arguments.queries, arguments.hide),
+        swap_rate=arguments.swap_rate,
         open=arguments.open,
         access_log=absolute(arguments.access_log),
         catalogue=arguments.catalogue,
@@ -236,6 +241,14 @@ def ranker(arguments: BuildArguments, artifact: Artifact) -> serve.Application:
     )
 
 
+def recorder(arguments: BuildArguments) -> serve.Application:
+    """What keeps impressions and events."""
+    feedback = arguments.feedback or str(Path(absolute(arguments.root)) / "feedback")
+    options = {"ray_actor_options": {"num_cpus": 0}, "health_check_period_s": HEALTH_SECONDS}
+    queue = {"max_ongoing_requests": arguments.queue, "max_queued_requests": arguments.queue}
+    return deployment(Recorder, name=RECORDER, **options, **queue).bind(feedback)
+
+
 def item_index(arguments: BuildArguments, artifact: Artifact) -> str:
     """Folder of the item index; empty where there is none.
 
@@ -262,8 +275,8 @@ def main() -> None:
     config = load_config(arguments.config or WITHOUT_DATA, arguments.overrides)
     settings = config.serve
     require_free(settings.host, settings.port)
-    root = str(config.storage.folder.expanduser().absolute())
-    given = whole_config(BuildArguments(model=arguments.model, root=root, **settings.model_dump()))
+    root, feedback = str(config.storage.folder), config.storage.feedback
+    given = whole_config(BuildArguments(model=arguments.model, root=root, feedback=feedback, **settings.model_dump()))
     stop = threading.Event()
     with Reporter() as reporter:
         reporter.event("serve", state="starting", model=arguments.model)

@@ -1,5 +1,6 @@
 """The HTTP routes: what comes in is checked, sent to a version's rankers, and answered in the caller's protocol."""
 
+import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,15 @@ from serve.api import (
 )
 from serve.asking import Rankers
 from serve.catalogue import Catalogue
-from serve.feedback_store import FeedbackStore
 from serve.guard import Guard, write_access_log
 from serve.keys import read_keys
-from serve.messages import ScoreRequest, Scores
+from serve.messages import ScoreRequest
 from serve.observed import Observed
+from serve.ranking import Ranked, rank
+from serve.recording import Kept, Recording
 from serve.traffic import Traffic
 from serve.wire import (
     JSON,
-    best_first,
     encoded,
     id_of,
     on_invalid,
@@ -76,8 +77,9 @@ class EndpointSettings:
     timeout_ms: float
     keys: str
     """File of API keys."""
-    feedback: str
-    """File of feedback."""
+    kept: Kept
+    swap_rate: float = 0.0
+    """Share of the answers in which two neighbours are put in random order."""
     open: bool = False
     """Whether callers of other machines are answered without keys."""
     access_log: str = ""
@@ -88,14 +90,6 @@ class EndpointSettings:
     """Their fields that make up a text."""
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """A request's scores, from the version that answered."""
-
-    version: Version
-    scores: Scores
-
-
 class Endpoint:
     """The routes of one ingress."""
 
@@ -103,12 +97,13 @@ class Endpoint:
         self._settings = settings
         self._keys = read_keys(settings.keys)
         self._observed = Observed()
-        self._feedback = FeedbackStore(Path(settings.feedback))
         if settings.access_log:
             write_access_log(settings.access_log)
         self._catalogue = Catalogue(settings.catalogue, settings.fields) if settings.catalogue else None
         self._traffic: Traffic | None = None
         self._rankers = Rankers(self._observed)
+        self._recording = Recording(settings.kept, self._observed)
+        self._draw = random.Random()  # noqa: S311 (no secret)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve other versions, or the same with other weights; requests under way are not touched."""
@@ -179,16 +174,14 @@ class Endpoint:
         values = ranked.scores.logits_N if body.raw_scores else ranked.scores.relevance_N
         results = [
             {"index": place, "score": float(values[place]), **({"text": body.texts[place]} if body.return_text else {})}
-            for place in best_first(values, None)
+            for place in ranked.order
         ]
         return Response(encoded(results), media_type=JSON)
 
     async def feedback(self, body: Feedback | Event) -> Response:
         """Take what shoppers did, one event or many; it is on disk when this answers."""
         events = body.events if isinstance(body, Feedback) else [body]
-        stored = await self._feedback.store(events)
-        self._observed.events.labels("stored").inc(stored)
-        self._observed.events.labels("known").inc(len(events) - stored)
+        stored = await self._recording.events(events)
         return Response(encoded({"stored": stored, "known": len(events) - stored}), media_type=JSON)
 
     async def models(self) -> dict[str, Any]:
@@ -229,14 +222,17 @@ class Endpoint:
         rank_fields: list[str] | None,
         user: str,
     ) -> Ranked:
-        """Scores of a request's documents, from the version that answers it."""
+        """A request's documents in order, by the version that answers it."""
         self._check(body.query, documents)
         version = self._version(request, getattr(body, "model", None), user)
         wanted = self._request(request, body, documents, rank_fields or version.fields, bool(rank_fields))
         for other in self.traffic.shadows(version):
             self._rankers.copy(other, wanted)
         request.state.told.update(version=version.version, documents=len(documents))
-        return Ranked(version, await self._rankers.score(version, wanted, self.traffic))
+        scores = await self._rankers.score(version, wanted, self.traffic)
+        ranked = rank(version, scores, getattr(body, "top_n", None), self._settings.swap_rate, self._draw)
+        self._recording.impression(request.state.request_id, user, wanted, ranked)
+        return ranked
 
     def _check(self, query: str, documents: list[Document]) -> None:
         most = self._settings.max_documents
@@ -294,7 +290,7 @@ class Endpoint:
     ) -> Response:
         relevance_N = ranked.scores.relevance_N
         results: list[dict[str, Any]] = []
-        for place in best_first(relevance_N, body.top_n):
+        for place in ranked.order:
             document: Document = body.documents[place]
             result: dict[str, Any] = {"index": place, "relevance_score": float(relevance_N[place])}
             if own := id_of(document):

@@ -10,7 +10,7 @@ class Ingress:
     """The deployment that clients reach. Its `user_config` says which versions answer, and how much of the traffic."""
 
     def __init__(self, settings: EndpointSettings, *_own: Any) -> None:
-        """`_own` is the version in the same application, which Serve deploys because it is bound here."""
+        """`_own` is what else is in the same application, which Serve deploys because it is bound here."""
         self._endpoint = _ENDPOINTS["here"] = Endpoint(settings)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:

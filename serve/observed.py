@@ -32,6 +32,7 @@ class Observed:
         )
         self.under_way = Gauge("rankings_under_way", "Rankings that are being computed.", ["version"], **own)
         self.events = Counter("events", "Events of shoppers.", ["outcome"], **own)
+        self.impressions = Counter("impressions", "Rankings kept, or not.", ["outcome"], **own)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """One more request."""

@@ -26,6 +26,7 @@ from rankstill.cluster import dashboard
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.encoders import random_model, random_tokenizer
 from rankstill.errors import AddressError, ModelError
+from rankstill.event_log import EventLog
 from rankstill.item_index import (
     ItemIndex,
     KnownItemScorer,
@@ -307,8 +308,24 @@ def test_feedback_is_stored_once(url, root):
         for body in (event, {"events": [event, {**event, "event_id": "e2", "event": "purchase"}]})
     ]
     assert answers == [{"stored": 1, "known": 0}, {"stored": 1, "known": 1}]
-    assert (root / "feedback" / "events.db").is_file()
+    found = EventLog(str(root / "feedback")).events.read()
+    assert sorted(found.select("event_id", "event", "position").rows()) == [("e1", "click", 0), ("e2", "purchase", 0)]
     assert httpx.post(f"{url}/v1/feedback", json={**event, "event": "look"}, timeout=30).status_code == 422
+
+
+def test_what_was_shown_is_kept_and_joined_with_what_was_done(url, root):
+    answer = rerank(url, user="ann", top_n=3).json()
+    shown_at_second = answer["results"][1]["index"]
+    event = {"event_id": "e3", "event": "click", "request_id": answer["request_id"], "position": 1}
+    assert httpx.post(f"{url}/v1/feedback", json=event, timeout=30).json()["stored"] == 1
+    log, deadline = EventLog(str(root / "feedback")), time.monotonic() + 30
+    while (found := log.shown().filter(pl.col("request_id") == answer["request_id"])).height == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert found["clicked"].to_list() == [False, True, False]
+    assert found["text"].to_list() == [DOCUMENTS[one["index"]] for one in answer["results"]]
+    assert found["text"][1] == DOCUMENTS[shown_at_second]
+    assert set(found["model_version"]) == {"shop/1"}
 
 
 def test_the_catalogue_is_searched(url):

@@ -1,5 +1,6 @@
 """One frozen configuration tree; configfile.py reads it from YAML."""
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
@@ -142,6 +143,10 @@ class Labels(Section):
         return max(min(block, self.budget(device)), block // actors)
 
 
+EMAIL = r"[^\s@]+@[^\s@]+\.[^\s@]+"
+PHONE = r"(\+\d|\(\d|\b\d{2,4}[\s./-]\d)[\d\s()./-]{5,}\d"
+
+
 class Serve(Section):
     """The ranking endpoint."""
 
@@ -182,6 +187,15 @@ class Serve(Section):
     """Documents a request; more are answered 413."""
     max_body_bytes: int = Field(default=32_000_000, ge=1024)
     """Bytes of a request body; more are answered 413."""
+    impressions: int = Field(default=100, ge=0)
+    """Items of each answer that are kept, best first, to learn from what shoppers then do; 0 keeps no answers."""
+    queries: Literal["keep", "hash", "drop"] = "keep"
+    """What of their queries is kept; nothing is learnt from those that are hashed or dropped."""
+    hide: tuple[str, ...] = (EMAIL, PHONE)
+    """Patterns (regular expressions) of queries that are dropped in any case: e-mail addresses, telephone numbers."""
+    swap_rate: float = Field(default=0.0, ge=0, le=1)
+    """Share of the answers in which two neighbours are put in random order, which tells how likely positions are to be
+    looked at; where they change places, they change scores too."""
     rollback_window: float = Field(default=3600.0, ge=0)
     """Seconds for which a version that lost its traffic stays loaded; the next jobs.deploy after that removes it."""
     keys: str = ""
@@ -196,6 +210,11 @@ class Serve(Section):
                 f"max_replicas is {self.max_replicas}, fewer than the {self.replicas} replicas; give {self.replicas} or"
                 " more, or 0"
             )
+        for pattern in self.hide:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"hide: {pattern!r} is no regular expression ({error}); mend or remove it") from error
         if not self.keys and not self.open and not is_loopback(self.host):
             raise ValueError(
                 f"host is {self.host!r}, which others can reach, and there are no keys; give keys (made by python -m"
@@ -219,6 +238,8 @@ class Storage(Section):
     """Folder of all outputs: prepared data, teachers, labels, students, artifacts, registry."""
     labels: str = Field(default="", pattern=r"^(\S[^\x00]*)?$")
     """Folder or URL (such as s3://bucket/labels) of the label store; empty is the folder labels of `root`."""
+    feedback: str = Field(default="", pattern=r"^(\S[^\x00]*)?$")
+    """Folder or URL of what was shown and what shoppers did; empty is the folder feedback of `root`."""
 
     @field_validator("root")
     @classmethod

@@ -18,7 +18,7 @@ from rankstill.config import Data, Source
 from rankstill.errors import DataError
 from rankstill.reading import Row, fingerprint_files, list_files, read_rows, short_name
 from rankstill.schema import ITEMS, LISTS, PAIRS, SPLITS
-from rankstill.text import digest, encodable, normalise, normalise_column, render_columns
+from rankstill.text import digest, encodable, made_id, normalise, normalise_column, render_columns
 
 CHUNK_ROWS = 50_000
 LABEL_LIMIT = 30.0
@@ -153,7 +153,7 @@ def with_item_text(frame: pl.DataFrame, fields: Iterable[str]) -> pl.DataFrame:
     frame = frame.with_columns(text=render_columns(present))
     missing = frame["item_id"].is_null() | (frame["item_id"] == "")
     if missing.any():
-        made = pl.Series([f"text-{digest(text, size=8)}" for text in frame["text"]], dtype=pl.String)
+        made = pl.Series(map(made_id, frame["text"]), dtype=pl.String)
         frame = frame.with_columns(item_id=pl.when(missing).then(made).otherwise("item_id"))
     return frame
 

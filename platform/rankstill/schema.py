@@ -61,6 +61,56 @@ LISTS = pa.schema(
 )
 """Candidate lists: the items of one query, with judgement, teacher score and logits where there are any."""
 
+_LOGGED = [
+    pa.field("received", pa.timestamp("us", tz="UTC"), nullable=False),
+    pa.field("batch", pa.int64(), nullable=False),
+    pa.field("day", pa.string(), nullable=False),
+]
+
+EVENTS = pa.schema(
+    [
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("event", pa.string(), nullable=False),
+        pa.field("item_id", pa.string()),
+        pa.field("request_id", pa.string()),
+        pa.field("query", pa.string()),
+        pa.field("position", pa.int32()),
+        pa.field("value", pa.float64()),
+        pa.field("user", pa.string()),
+        pa.field("at", pa.timestamp("us", tz="UTC"), nullable=False),
+        *_LOGGED,
+    ]
+)
+"""What shoppers did with items; `user` is a digest. `received` in the group `batch`, whose numbers grow, on `day`."""
+
+IMPRESSIONS = pa.schema(
+    [
+        pa.field("request_id", pa.string(), nullable=False),
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("model_version", pa.string(), nullable=False),
+        pa.field("user", pa.string()),
+        pa.field("at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field(
+            "items",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("item_id", pa.string()),
+                        pa.field("text", pa.string()),
+                        pa.field("score", pa.float64()),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+        pa.field("swap", pa.int32()),
+        pa.field("propensity", pa.float64(), nullable=False),
+        *_LOGGED,
+    ]
+)
+"""What was shown, best first. Where two neighbours were put in random order, `swap` is the upper one's position, and
+`propensity` the probability of the order that was shown; else it is 1. `text` is null where only an id was sent."""
+
 
 @dataclass(frozen=True)
 class ProgressEvent:

@@ -57,6 +57,16 @@ def digest(*parts: str, size: int = 16) -> str:
     return state.hexdigest()
 
 
+def user_digest(user: str) -> str:
+    """What stands for a shopper's key wherever it is kept."""
+    return digest("user", user)
+
+
+def made_id(text: str) -> str:
+    """What stands for an item without an id: by its text."""
+    return f"text-{digest(text, size=8)}"
+
+
 def pair_id(query: str, text: str) -> str:
     """128-bit identity of a pair, from the normalised query and the rendered item text."""
     return digest(query, text)

@@ -1,0 +1,229 @@
+"""What was shown and what shoppers did, in two Delta Lake tables: written in groups, each event once.
+
+A group is a commit with a number of its own (a Delta transaction), one more than the last. A writer that doesn't know
+the last group, because another process wrote it, fails, looks, and tries again without what is there. What `add`
+returned from is on disk.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as compute
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
+
+from rankstill.errors import ConfigError, DamagedError
+from rankstill.schema import EVENTS, IMPRESSIONS
+from rankstill.text import digest
+from rankstill.trees import below, shown
+
+APP = "rankstill"
+"""Name of the transactions."""
+KNOWN_DAYS = 3
+"""An event that comes again within so many days isn't stored again."""
+COMPACT_COMMITS = 200
+"""After so many groups their files are merged."""
+VACUUM_HOURS = 1
+"""Files that no row is in any more are kept so long, for those who read or write meanwhile."""
+ATTEMPTS = 20
+FAILURES = (OSError, DeltaError, pa.ArrowException)
+Row = Mapping[str, Any]
+
+
+class Log:
+    """One table; rows with a `key` that is there already, and is no older than KNOWN_DAYS, are left out."""
+
+    def __init__(self, location: str, schema: pa.Schema, key: str) -> None:
+        """Open the table, or make it.
+
+        Raises:
+            ConfigError: the location can't be used.
+            DamagedError: what is there can't be read.
+        """
+        self._schema, self._key, self._location = schema, key, location
+        self._local = Path(location) if "://" not in location else None
+        try:
+            if self._local:
+                self._local.mkdir(parents=True, exist_ok=True)
+            self._table = DeltaTable.create(location, schema=schema, partition_by=["day"], mode="ignore")
+        except FAILURES as error:
+            raise ConfigError(
+                f"storage: {shown(location)!r} can't hold a Delta table ({_line(error)}); give a folder, or a URL with"
+                " its credentials in the environment"
+            ) from error
+        self._known: set[bytes] = set()
+        self._last = -1
+        self._since_compaction = 0
+        self._look()
+
+    def add(self, rows: Sequence[Row], now: datetime | None = None) -> list[bool]:
+        """Append rows; which of them are new. They are on disk when this returns.
+
+        Raises:
+            DamagedError: the table can't be written to.
+        """
+        now = now or datetime.now(UTC)
+        for _ in range(ATTEMPTS):
+            keys, new = [_hash(row[self._key]) for row in rows], []
+            fresh: set[bytes] = set()
+            for key in keys:
+                new.append(key not in self._known and key not in fresh)
+                fresh.add(key)
+            added = [row for row, is_new in zip(rows, new, strict=True) if is_new]
+            if added and not self._commit(added, now):
+                self._look()
+                continue
+            self._known |= fresh
+            return new
+        raise DamagedError(f"{shown(self._location)!r} is written to by too many at a time; let one endpoint write")
+
+    def _commit(self, rows: Sequence[Row], now: datetime) -> bool:
+        """Append one group; False where somebody else was faster."""
+        batch = self._last + 1
+        common = {"received": now, "batch": batch, "day": now.date().isoformat()}
+        table = pa.Table.from_pylist([{**row, **common} for row in rows], schema=self._schema)
+        transaction = CommitProperties(app_transactions=[Transaction(APP, batch)])
+        try:
+            write_deltalake(self._table, table, mode="append", commit_properties=transaction)
+        except CommitFailedError:
+            return False
+        except FAILURES as error:
+            raise DamagedError(
+                f"{shown(self._location)!r} can't be written to ({_line(error)}); free space, or restore it"
+            ) from error
+        self._last = batch
+        self._since_compaction += 1
+        if self._local:
+            _sync(self._local, self._table.version())
+        return True
+
+    @property
+    def wants_compaction(self) -> bool:
+        """Whether many groups were written since the last one."""
+        return self._since_compaction >= COMPACT_COMMITS
+
+    def compact(self) -> None:
+        """Merge small files; rows stay as they are, and others may write meanwhile."""
+        self._since_compaction = 0
+        table = DeltaTable(self._location)
+        table.optimize.compact()
+        table.vacuum(retention_hours=VACUUM_HOURS, dry_run=False, enforce_retention_duration=False)
+        table.create_checkpoint()
+        table.cleanup_metadata()
+
+    def _look(self) -> None:
+        """Learn what others wrote."""
+        try:
+            self._table.update_incremental()
+            seen = self._table.transaction_version(APP)
+            since = (datetime.now(UTC) - timedelta(days=KNOWN_DAYS)).date().isoformat()
+            filters = [("day", ">=", since)]
+            found = self._table.to_pyarrow_table(filters=filters, columns=[self._key, "batch"])
+        except FAILURES as error:
+            raise DamagedError(f"{shown(self._location)!r} can't be read ({_line(error)}); restore it") from error
+        unknown = found.filter(compute.field("batch") > self._last)
+        self._known |= {_hash(key) for key in unknown[self._key].to_pylist()}
+        self._last = -1 if seen is None else seen
+
+    def read(self, after: int = -1) -> pl.DataFrame:
+        """Rows of groups behind number `after`, each key once: the first that came.
+
+        Raises:
+            DamagedError: the table can't be read.
+        """
+        try:
+            self._table.update_incremental()
+            table = self._table.to_pyarrow_table(filters=[("batch", ">", after)])
+        except FAILURES as error:
+            raise DamagedError(f"{shown(self._location)!r} can't be read ({_line(error)}); restore it") from error
+        found = pl.DataFrame(pl.from_arrow(table.select(self._schema.names)))
+        return found.sort("batch", maintain_order=True).unique(self._key, keep="first", maintain_order=True)
+
+    def delete(self, user: str = "", before: str = "") -> int:
+        """Delete the rows of a shopper (`user_digest`), or those of days before one; how many. The files that
+        held them go with a later merge.
+
+        Raises:
+            DamagedError: somebody else wrote too often meanwhile.
+        """
+        what = f"\"user\" = '{user}'" if user else f"day < '{before}'"
+        table = DeltaTable(self._location)
+        try:
+            found = table.delete(what)
+            table.optimize.compact()
+            table.vacuum(retention_hours=VACUUM_HOURS, dry_run=False, enforce_retention_duration=False)
+        except FAILURES as error:
+            raise DamagedError(f"{shown(self._location)!r} can't be changed ({_line(error)}); try again") from error
+        return int(found.get("num_deleted_rows") or 0)
+
+
+class EventLog:
+    """Both tables, in a folder or at a URL."""
+
+    def __init__(self, location: str) -> None:
+        """Open them, or make them; raises what `Log` does."""
+        self.events = Log(below(location, "events"), EVENTS, "event_id")
+        self.impressions = Log(below(location, "impressions"), IMPRESSIONS, "request_id")
+
+    def shown(self, after: int = -1) -> pl.DataFrame:
+        """A row for each item that was shown in groups of impressions behind `after`, as `feedback` wants them.
+
+        Columns request_id, query, item_id, text, position, score, swap, propensity, model_version, at, clicked, and
+        gain, for what was done with the item: 1 a click, 2 a cart, 3 a purchase, 0 nothing or a rejection. An event
+        without a request_id belongs to the last impression of its query, in the day before it, that has its item.
+        """
+        rows = self.impressions.read(after).drop("user", "received", "batch", "day")
+        rows = rows.with_columns(position=pl.int_ranges(pl.col("items").list.len())).explode("items", "position")
+        rows = rows.unnest("items")
+        gains = self._gains(rows)
+        return rows.join(gains, on=["request_id", "item_id"], how="left", maintain_order="left").with_columns(
+            gain=pl.col("gain").fill_null(0), clicked=pl.col("gain").fill_null(0) > 0
+        )
+
+    def _gains(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The most that was done with an item of a request."""
+        events = self.events.read().with_columns(gain=pl.col("event").replace_strict(GAINS, default=0))
+        events = events.select("request_id", "item_id", "query", "position", "at", "gain")
+        own, loose = events.filter(pl.col("request_id").is_not_null()), events.filter(pl.col("request_id").is_null())
+        where = rows.select("request_id", "item_id", "query", "position", shown_at="at")
+        placed = own.filter(pl.col("item_id").is_null()).drop("item_id", "query")
+        placed = placed.with_columns(pl.col("position").cast(pl.Int64)).join(where, on=["request_id", "position"])
+        late = loose.drop("request_id", "position").sort("at")
+        found = late.join_asof(
+            where.sort("shown_at"), left_on="at", right_on="shown_at", by=["query", "item_id"], tolerance="1d"
+        ).filter(pl.col("request_id").is_not_null())
+        columns = ["request_id", "item_id", "gain"]
+        parts = [own.filter(pl.col("item_id").is_not_null()), placed, found]
+        joined = pl.concat([part.select(columns) for part in parts])
+        return joined.group_by("request_id", "item_id").agg(pl.col("gain").max())
+
+
+GAINS = {"click": 1, "add_to_cart": 2, "purchase": 3}
+"""What events say for an item; the others say nothing for it."""
+
+
+def _hash(key: str) -> bytes:
+    return bytes.fromhex(digest(key))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _sync(folder: Path, version: int) -> None:
+    """Have the system write a commit to the disk: its files of rows, then itself."""
+    commit = folder / "_delta_log" / f"{version:020}.json"
+    added = [one["add"]["path"] for one in map(json.loads, commit.read_text().splitlines()) if "add" in one]
+    files = [folder / path for path in added]
+    for path in (*files, *{file.parent for file in files}, commit, commit.parent):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
