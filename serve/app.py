@@ -50,6 +50,8 @@ SERVE_SETTINGS = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     # A proxy is given up after three failed checks.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # Where HAProxy is chosen, it hears within a second that a replica goes; 30 seconds would be for slower ones.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }
 """Environment of the processes of Serve, which a cluster that we start gets, unless it says otherwise."""
 HEALTH_SECONDS = 2.0
