@@ -199,6 +199,7 @@ def endpoint_settings(arguments: BuildArguments, found: Found) -> EndpointSettin
         max_documents=arguments.max_documents,
         max_body_bytes=arguments.max_body_bytes,
         timeout_ms=arguments.timeout_ms,
+        max_wait_ms=arguments.max_wait_ms,
         keys=keys,
         kept=Kept(arguments.impressions, arguments.queries, arguments.hide),
         swap_rate=arguments.swap_rate,

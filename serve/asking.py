@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from typing import Any
 
 from ray import serve
@@ -20,8 +21,10 @@ from serve.traffic import Traffic
 RANKER = "Ranker"
 """Deployment of a version's application that scores."""
 READY_SECONDS = 2.0
-FULL_SECONDS = 0.05
-"""For so long after a version's rankers refused a request, others are refused without asking them."""
+FULL_SHARE = 0.2
+"""For this share of the longest wait, after a version's rankers refused a request, others are refused unasked: what
+waits there keeps them at work for much longer."""
+GREETINGS, GREET_SECONDS = 16, 30.0
 MOST_COPIES = 32
 """Copies under way at a time; where there are more, no further ones are made."""
 
@@ -29,19 +32,22 @@ MOST_COPIES = 32
 class Rankers:
     """Handles to the rankers of the versions that are served."""
 
-    def __init__(self, observed: Observed) -> None:
-        self._observed = observed
+    def __init__(self, observed: Observed, max_wait: float) -> None:
+        """`max_wait`: seconds for which a request may wait at the rankers."""
+        self._observed, self._hold = observed, FULL_SHARE * max_wait
         self._handles: dict[str, DeploymentHandle] = {}
-        self._copies: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._copies = 0
         self._full: dict[str, tuple[float, Refusal]] = {}
         """Until when the rankers of a version take nothing, and what they said."""
 
     def know(self, versions: Iterable[Version]) -> None:
-        """Have handles to these versions' rankers."""
+        """Have handles to these versions' rankers, which are greeted, so that no request waits for connections."""
         own = serve.get_replica_context().app_name
         for one in versions:
             if one.app not in self._handles:
-                self._handles[one.app] = serve.get_deployment_handle(RANKER, one.app or own)
+                handle = self._handles[one.app] = serve.get_deployment_handle(RANKER, one.app or own)
+                self._start(self._greet(handle))
 
     async def ready(self, version: Version) -> None:
         """See that a replica of a version is loaded and warm.
@@ -55,6 +61,11 @@ class Rankers:
         except (TimeoutError, RayError, RayServeException) as error:
             raise HTTPException(503, "no ranker replica is ready; try again shortly") from error
 
+    def full(self, version: Version) -> Refusal | None:
+        """What a version's rankers said a moment ago, where they took nothing."""
+        until, said = self._full.get(version.version, (0.0, None))
+        return said if time.monotonic() < until else None
+
     async def score(self, version: Version, request: ScoreRequest, traffic: Traffic) -> Scores:
         """Ask a version's rankers, and once more where a replica died with the request; `traffic` is told how it went.
 
@@ -62,8 +73,7 @@ class Rankers:
             HTTPException: they can't answer, or not in time.
         """
         observed, name = self._observed, version.version
-        until, full = self._full.get(name, (0.0, None))
-        if full and time.monotonic() < until:
+        if full := self.full(version):
             raise self._refused(name, full)
         with observed.under_way.labels(name).track_inprogress():
             try:
@@ -83,7 +93,7 @@ class Rankers:
                 raise HTTPException(503, "no ranker replica could answer; try again shortly") from error
         if isinstance(found, Refusal):
             if found.reason == "overloaded" and found.seconds < request.seconds:  # not for its own haste
-                self._full[name] = (time.monotonic() + FULL_SECONDS, found)
+                self._full[name] = (time.monotonic() + self._hold, found)
             raise self._refused(name, found)
         observed.scored(name, found)
         traffic.tell(version, well=True)
@@ -91,10 +101,9 @@ class Rankers:
 
     def copy(self, version: Version, request: ScoreRequest) -> None:
         """Send a version a request whose answer nobody waits for."""
-        if len(self._copies) < MOST_COPIES:
-            task = asyncio.create_task(self._shadow(version, request))
-            self._copies.add(task)
-            task.add_done_callback(self._copies.discard)
+        if self._copies < MOST_COPIES:
+            self._copies += 1
+            self._start(self._shadow(version, request))
 
     async def _ask(self, version: Version, request: ScoreRequest) -> Scores | Refusal:
         async with asyncio.timeout(request.seconds):
@@ -106,6 +115,20 @@ class Rankers:
             self._observed.rankings.labels(version.version, "shadow").inc()
         except (TimeoutError, RayError, RayServeException):
             self._observed.rankings.labels(version.version, "shadow failed").inc()
+        finally:
+            self._copies -= 1
+
+    async def _greet(self, handle: DeploymentHandle) -> None:
+        """Reach all replicas of a version, as far as chance has it."""
+        with suppress(TimeoutError, RayError, RayServeException):
+            async with asyncio.timeout(GREET_SECONDS):
+                await asyncio.gather(*(handle.ready.remote() for _ in range(GREETINGS)))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done that nobody waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _refused(self, name: str, refusal: Refusal) -> HTTPException:
         self._observed.rankings.labels(name, refusal.reason).inc()

@@ -75,6 +75,7 @@ class EndpointSettings:
     max_documents: int
     max_body_bytes: int
     timeout_ms: float
+    max_wait_ms: float
     keys: str
     """File of API keys."""
     kept: Kept
@@ -101,7 +102,7 @@ class Endpoint:
             write_access_log(settings.access_log)
         self._catalogue = Catalogue(settings.catalogue, settings.fields) if settings.catalogue else None
         self._traffic: Traffic | None = None
-        self._rankers = Rankers(self._observed)
+        self._rankers = Rankers(self._observed, settings.max_wait_ms / 1000)
         self._recording = Recording(settings.kept, self._observed)
         self._draw = random.Random()  # noqa: S311 (no secret)
 
@@ -141,7 +142,18 @@ class Endpoint:
             return tree
 
         api.openapi = openapi
-        return Guard(api, self._keys, self._settings.max_body_bytes, self._observed, self._settings.open)
+        settings = self._settings
+        return Guard(api, self._keys, settings.max_body_bytes, self._observed, settings.open, self._overloaded)
+
+    def _overloaded(self) -> float:
+        """Seconds after which to ask again, where nobody who may answer takes anything now; else 0."""
+        if self._traffic is None:
+            return 0.0
+        refusals = [self._rankers.full(one) for one in self._traffic.served.versions if one.weight]
+        if not all(refusals):
+            return 0.0
+        self._observed.rankings.labels(self._traffic.champion.version, "overloaded").inc()
+        return max(0.01, *(one.seconds for one in refusals if one))
 
     @property
     def traffic(self) -> Traffic:

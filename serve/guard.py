@@ -6,6 +6,7 @@ import math
 import re
 import time
 import uuid
+from collections.abc import Callable
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from serve.observed import Observed
 LOG = logging.getLogger("rankstill.access")
 OPEN = {"/healthz", "/readyz", "/docs", "/openapi.json", "/"}
 """Routes that need no key."""
+RANKED = {"/v1/rerank", "/v2/rerank", "/rerank"}
+"""Routes that rankers answer."""
 BODY_SECONDS = 20.0
 """Within which a body has to arrive."""
 LONGEST_MESSAGE = 1000
@@ -35,9 +38,18 @@ class Guard:
     Without keys, and unless it is `open`, it answers callers on this machine only, whatever address Serve listens on.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, body_limit: int, observed: Observed, open_: bool = False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        body_limit: int,
+        observed: Observed,
+        open_: bool = False,
+        overloaded: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`overloaded` tells after how many seconds to send a ranking again, where it would be refused now; else 0."""
         self._app, self._keys, self._limit, self._observed = app, keys, body_limit, observed
-        self._open = open_
+        self._open, self._overloaded = open_, overloaded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it."""
@@ -63,6 +75,8 @@ class Guard:
             await send(message)
 
         try:
+            if problem is None and scope["path"] in RANKED and "x-model-version" not in headers:
+                problem = self._shed(scope["path"])
             if problem is None:
                 problem, replay = await self._read(headers, receive)
                 if problem is None:
@@ -111,6 +125,11 @@ class Guard:
         if wait := self._keys.wait(caller):
             return caller, problem(429, "too many requests of this key", path, retry_after(wait))
         return caller, None
+
+    def _shed(self, path: str) -> Response | None:
+        """The answer where there is too much to do, before anything is spent on a body."""
+        wait = self._overloaded()
+        return problem(429, "queues are full; try again later", path, retry_after(wait)) if wait else None
 
     async def _read(self, headers: dict[str, str], receive: Receive) -> tuple[Response | None, Receive]:
         """The whole body, which has its bounds, as what the routes receive."""

@@ -13,7 +13,7 @@ class Ingress:
         """`_own` is what else is in the same application, which Serve deploys because it is bound here."""
         self._endpoint = _ENDPOINTS["here"] = Endpoint(settings)
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve what `user_config` says; nothing restarts."""
         self._endpoint.reconfigure(user_config)
 

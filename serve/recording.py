@@ -76,11 +76,10 @@ class Recording:
             self._observed.impressions.labels("dropped").inc()
             return
         items = []
-        for place in ranked.order[: self._kept.impressions]:
+        for position, place in enumerate(ranked.order[: self._kept.impressions]):
             text, own = request.texts[place], request.ids[place] if request.ids else ""
-            items.append(
-                {"item_id": own or made_id(text), "text": text or None, "score": float(ranked.scores.logits_N[place])}
-            )
+            item = {"item_id": own or made_id(text), "text": text or None, "position": position}
+            items.append({**item, "score": float(ranked.scores.logits_N[place])})
         self._waiting.append(
             {
                 "request_id": request_id,

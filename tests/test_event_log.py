@@ -25,7 +25,7 @@ def event(number: object, **given):
 
 
 def impression(request: str, *items: str, at: datetime = NOW, **given):
-    shown = [{"item_id": item, "text": item.upper(), "score": -float(n)} for n, item in enumerate(items)]
+    shown = [{"item_id": item, "text": item.upper(), "position": n, "score": -float(n)} for n, item in enumerate(items)]
     row = {"request_id": request, "query": "drill", "model_version": "shop/1", "at": at, "items": shown}
     return {**row, "user": None, "swap": None, "propensity": 1.0, **given}
 

@@ -53,6 +53,29 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+def test_what_would_be_refused_is_refused_before_its_body_is_read():
+    api, waits = FastAPI(), [0.0]
+    guard = Guard(api, KEYS, 1000, Observed(), overloaded=lambda: waits[0])
+
+    async def ranked() -> str:
+        return "ranked"
+
+    for path in ("/v1/rerank", "/v1/feedback"):
+        api.post(path)(ranked)
+    statuses = []
+    for wait, path, headers in (
+        (0.0, "/v1/rerank", {}),
+        (2.4, "/v1/rerank", {}),
+        (2.4, "/v1/rerank", {"x-model-version": "shop/2"}),  # who asks for another version may find it free
+        (2.4, "/v1/feedback", {}),
+    ):
+        waits[0] = wait
+        key = EVENTS if path == "/v1/feedback" else RANK
+        answer = ask(guard, path, headers={**bearer(key), **headers})
+        statuses.append((answer.status_code, answer.headers.get("retry-after")))
+    assert statuses == [(200, None), (429, "3"), (200, None), (200, None)]
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [

@@ -140,9 +140,9 @@ def test_a_ranking_is_kept_as_it_was_shown(tmp_path):
     assert (row["query"], row["model_version"], row["user"]) == ("red drill", "shop/3", user_digest("ann"))
     assert (row["swap"], row["propensity"]) == (1, 0.5)
     assert row["items"] == [
-        {"item_id": made_id("red drill"), "text": "red drill", "score": 2.0},
-        {"item_id": made_id("drill"), "text": "drill", "score": 0.5},
-        {"item_id": "i9", "text": None, "score": -1.0},
+        {"item_id": made_id("red drill"), "text": "red drill", "position": 0, "score": 2.0},
+        {"item_id": made_id("drill"), "text": "drill", "position": 1, "score": 0.5},
+        {"item_id": "i9", "text": None, "position": 2, "score": -1.0},
     ]
     assert "ann" not in json.dumps(row, default=str)
 

@@ -179,8 +179,7 @@ class EventLog:
         without a request_id belongs to the last impression of its query, in the day before it, that has its item.
         """
         rows = self.impressions.read(after).drop("user", "received", "batch", "day")
-        rows = rows.with_columns(position=pl.int_ranges(pl.col("items").list.len())).explode("items", "position")
-        rows = rows.unnest("items")
+        rows = rows.explode("items").unnest("items").with_columns(pl.col("position").cast(pl.Int64))
         gains = self._gains(rows)
         return rows.join(gains, on=["request_id", "item_id"], how="left", maintain_order="left").with_columns(
             gain=pl.col("gain").fill_null(0), clicked=pl.col("gain").fill_null(0) > 0

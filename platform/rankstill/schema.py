@@ -97,6 +97,7 @@ IMPRESSIONS = pa.schema(
                     [
                         pa.field("item_id", pa.string()),
                         pa.field("text", pa.string()),
+                        pa.field("position", pa.int32()),
                         pa.field("score", pa.float64()),
                     ]
                 )
@@ -108,8 +109,8 @@ IMPRESSIONS = pa.schema(
         *_LOGGED,
     ]
 )
-"""What was shown, best first. Where two neighbours were put in random order, `swap` is the upper one's position, and
-`propensity` the probability of the order that was shown; else it is 1. `text` is null where only an id was sent."""
+"""What was shown, positions from 0. Where two neighbours were put in random order, `swap` is the upper one's position,
+and `propensity` the probability of the order that was shown; else it is 1. `text` is null where only an id was sent."""
 
 
 @dataclass(frozen=True)

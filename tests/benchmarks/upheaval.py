@@ -130,6 +130,8 @@ def changes(bench: Bench, artifacts: dict[str, Artifact], rounds: int) -> None:
     versions, endpoint = versions_of(artifacts), Endpoint(Serving(bench.dashboard), lambda _: None)
     steady = told(bench.steady(STEADY_SECONDS), bench.rate)
     taken: list[float] = []
+    moments: list[str] = []
+    begun = time.monotonic()
 
     def work() -> None:
         for _ in range(rounds):
@@ -137,8 +139,10 @@ def changes(bench: Bench, artifacts: dict[str, Artifact], rounds: int) -> None:
                 start = time.monotonic()
                 endpoint.promote(version, window=3600)
                 taken.append(time.monotonic() - start)
+                moments.append(f"{start - begun:.1f} to {time.monotonic() - begun:.1f}")
 
     seconds = 12.0 * rounds
+    begun = time.monotonic()
     answers = bench.under_load(work, seconds)
     seen = told(answers, bench.rate)
     names = Counter(json.loads(one.text)["model_version"] for one in answers if one.status == "200")
@@ -147,6 +151,9 @@ def changes(bench: Bench, artifacts: dict[str, Artifact], rounds: int) -> None:
         cells = [str(found.get(key)) for key in ("sent", "statuses", "p50_ms", "p99_ms", "worst_ms")]
         rows.append([what, *cells, str(bench.wrong(answers)) if found is seen else "-"])
     print(format_table(rows))
+    slowest = sorted(answers, key=lambda one: -one.ms)[:8]
+    print("changes, in seconds:", ", ".join(moments))
+    print("slowest:", ", ".join(f"{one.ms:.0f} ms at {one.due:.1f} s" for one in slowest))
     print(
         f"answers by version: {dict(names)}; a change took {np.median(taken):.1f} s (median), the first loads replicas"
     )
