@@ -48,6 +48,9 @@ SERVE_SETTINGS = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    # Replicas that answer are not to be nicer than what starts beside them: Ray gives its workers a niceness of 15, but
+    # only once they have started.
+    "RAY_worker_niceness": "0",
     # A proxy is given up after three failed checks.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     # Where HAProxy is chosen, it hears within a second that a replica goes; 30 seconds would be for slower ones.
