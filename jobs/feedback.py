@@ -115,10 +115,9 @@ def import_log(arguments: "argparse.Namespace") -> None:
             found = read_ubi(arguments.ubi_queries, arguments.ubi_events, now)
         found.require_good(arguments.max_bad_rows)
         log, counts = opened(arguments, make=True), {"impressions": 0, "events": 0}
-        for name, table, rows in (
-            ("impressions", log.impressions, found.impressions),
-            ("events", log.events, found.events),
-        ):
+        there = set(log.impressions.read()["request_id"])
+        new = [one for one in found.impressions if one["request_id"] not in there]
+        for name, table, rows in (("impressions", log.impressions, new), ("events", log.events, found.events)):
             for group in groups(rows, GROUP):
                 counts[name] += sum(table.add(group))
                 reporter.advance(ProgressEvent(name, len(group), len(rows), "row", {}))

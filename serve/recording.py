@@ -97,16 +97,19 @@ class Recording:
 
     async def _send(self) -> None:
         """Send what waits, group after group, until nothing does."""
-        while self._waiting:
-            await asyncio.sleep(FLUSH_SECONDS)
-            group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
-            try:
-                await self._recorder.impressions.remote(group)
-            except (RayError, RayServeException):
-                self._observed.impressions.labels("failed").inc(len(group))
-            else:
-                self._observed.impressions.labels("stored").inc(len(group))
-        self._sender = None
+        try:
+            while self._waiting:
+                await asyncio.sleep(FLUSH_SECONDS)
+                group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+                outcome = "failed"
+                try:
+                    await self._recorder.impressions.remote(group)
+                    outcome = "stored"
+                except (RayError, RayServeException):
+                    pass  # the next ones may get through
+                self._observed.impressions.labels(outcome).inc(len(group))
+        finally:
+            self._sender = None
 
     @property
     def _recorder(self) -> DeploymentHandle:

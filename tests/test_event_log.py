@@ -53,6 +53,17 @@ def test_two_writers_double_nothing_and_number_their_groups(tmp_path):
     assert ids(other, after=0) == ["e2", "e3"]
 
 
+def test_days_that_are_long_gone_are_not_remembered(tmp_path, monkeypatch):
+    log = EventLog(str(tmp_path)).events
+    log.add([event(1)], NOW)
+    monkeypatch.setattr("rankstill.event_log.KNOWN_DAYS", 1)
+    now = datetime.now(UTC)
+    assert log.add([event(1), event(2)], now) == [False, True]  # known until now
+    assert log._known.keys() == {now.date().isoformat()}
+    assert log.add([event(1), event(2)], now) == [True, False]
+    assert log.read()["event_id"].to_list() == ["e1", "e2"]
+
+
 def test_merging_changes_no_rows(tmp_path):
     log = EventLog(str(tmp_path))
     for number in range(12):
@@ -136,7 +147,7 @@ def test_shown_items_know_what_was_done_with_them(tmp_path):
 def test_a_request_that_is_told_twice_counts_once(tmp_path):
     log = EventLog(str(tmp_path))
     log.impressions.add([impression("r1", "a", "b")], NOW)
-    assert log.impressions.add([impression("r1", "b", "a")], NOW) == [False]
+    log.impressions.add([impression("r1", "b", "a")], NOW)
     assert log.shown()["item_id"].to_list() == ["a", "b"]
 
 

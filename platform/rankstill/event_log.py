@@ -7,14 +7,13 @@ returned from is on disk.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as compute
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -37,10 +36,10 @@ Row = Mapping[str, Any]
 
 
 class Log:
-    """One table; rows with a `key` that is there already, and is no older than KNOWN_DAYS, are left out."""
+    """One table, of which readers see each `key` once."""
 
-    def __init__(self, location: str, schema: pa.Schema, key: str) -> None:
-        """Open the table, or make it.
+    def __init__(self, location: str, schema: pa.Schema, key: str, remember: bool) -> None:
+        """Open the table, or make it; with `remember`, keys of the last KNOWN_DAYS aren't stored again either.
 
         Raises:
             ConfigError: the location can't be used.
@@ -57,7 +56,9 @@ class Log:
                 f"storage: {shown(location)!r} can't hold a Delta table ({_line(error)}); give a folder, or a URL with"
                 " its credentials in the environment"
             ) from error
-        self._known: set[bytes] = set()
+        self._remember = remember
+        self._known: dict[str, set[bytes]] = {}
+        """Keys by the day on which they were stored."""
         self._last = -1
         self._since_compaction = 0
         self._look()
@@ -70,18 +71,30 @@ class Log:
         """
         now = now or datetime.now(UTC)
         for _ in range(ATTEMPTS):
-            keys, new = [_hash(row[self._key]) for row in rows], []
-            fresh: set[bytes] = set()
-            for key in keys:
-                new.append(key not in self._known and key not in fresh)
-                fresh.add(key)
+            fresh: dict[bytes, None] = {}
+            new = [self._is_new(_hash(row[self._key]), fresh) for row in rows]
             added = [row for row, is_new in zip(rows, new, strict=True) if is_new]
             if added and not self._commit(added, now):
                 self._look()
                 continue
-            self._known |= fresh
+            self._learn(now.date().isoformat(), fresh)
             return new
         raise DamagedError(f"{shown(self._location)!r} is written to by too many at a time; let one endpoint write")
+
+    def _is_new(self, key: bytes, fresh: dict[bytes, None]) -> bool:
+        """Whether neither the table nor the rows before this one have a key; it is `fresh` then."""
+        if not self._remember:
+            return True
+        if key in fresh or any(key in day for day in self._known.values()):
+            return False
+        fresh[key] = None
+        return True
+
+    def _learn(self, day: str, keys: Iterable[bytes]) -> None:
+        """Remember the keys of a day, and forget those of days that are long gone."""
+        self._known.setdefault(day, set()).update(keys)
+        for old in [one for one in self._known if one < _first_known_day()]:
+            del self._known[old]
 
     def _commit(self, rows: Sequence[Row], now: datetime) -> bool:
         """Append one group; False where somebody else was faster."""
@@ -122,13 +135,16 @@ class Log:
         try:
             self._table.update_incremental()
             seen = self._table.transaction_version(APP)
-            since = (datetime.now(UTC) - timedelta(days=KNOWN_DAYS)).date().isoformat()
-            filters = [("day", ">=", since)]
-            found = self._table.to_pyarrow_table(filters=filters, columns=[self._key, "batch"])
+            if self._remember:
+                filters = [("day", ">=", _first_known_day()), ("batch", ">", self._last)]
+                found = self._table.to_pyarrow_table(filters=filters, columns=[self._key, "day"])
+                days: dict[str, list[bytes]] = {}
+                for day, key in zip(found["day"].to_pylist(), found[self._key].to_pylist(), strict=True):
+                    days.setdefault(day, []).append(_hash(key))
+                for day, keys in days.items():
+                    self._learn(day, keys)
         except FAILURES as error:
             raise DamagedError(f"{shown(self._location)!r} can't be read ({_line(error)}); restore it") from error
-        unknown = found.filter(compute.field("batch") > self._last)
-        self._known |= {_hash(key) for key in unknown[self._key].to_pylist()}
         self._last = -1 if seen is None else seen
 
     def read(self, after: int = -1) -> pl.DataFrame:
@@ -168,8 +184,8 @@ class EventLog:
 
     def __init__(self, location: str) -> None:
         """Open them, or make them; raises what `Log` does."""
-        self.events = Log(below(location, "events"), EVENTS, "event_id")
-        self.impressions = Log(below(location, "impressions"), IMPRESSIONS, "request_id")
+        self.events = Log(below(location, "events"), EVENTS, "event_id", remember=True)
+        self.impressions = Log(below(location, "impressions"), IMPRESSIONS, "request_id", remember=False)
 
     def shown(self, after: int = -1) -> pl.DataFrame:
         """A row for each item that was shown in groups of impressions behind `after`, as `feedback` wants them.
@@ -205,6 +221,10 @@ class EventLog:
 
 GAINS = {"click": 1, "add_to_cart": 2, "purchase": 3}
 """What events say for an item; the others say nothing for it."""
+
+
+def _first_known_day() -> str:
+    return (datetime.now(UTC) - timedelta(days=KNOWN_DAYS)).date().isoformat()
 
 
 def _hash(key: str) -> bytes:

@@ -38,22 +38,24 @@ LABELS = pa.schema(
 )
 """Soft labels of one teacher: its score for each pair, and the logits of grades, worst first, where it gives them."""
 
+
+def _records(**fields: pa.DataType) -> pa.ListType:
+    """A list of records with these fields."""
+    return pa.list_(pa.struct([pa.field(name, kind) for name, kind in fields.items()]))
+
+
 LISTS = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),
         pa.field("query", pa.string(), nullable=False),
         pa.field(
             "items",
-            pa.list_(
-                pa.struct(
-                    [
-                        pa.field("item_id", pa.string()),
-                        pa.field("text", pa.string()),
-                        pa.field("label", pa.float32()),
-                        pa.field("score", pa.float32()),
-                        pa.field("logits", pa.list_(pa.float32())),
-                    ]
-                )
+            _records(
+                item_id=pa.string(),
+                text=pa.string(),
+                label=pa.float32(),
+                score=pa.float32(),
+                logits=pa.list_(pa.float32()),
             ),
             nullable=False,
         ),
@@ -92,16 +94,7 @@ IMPRESSIONS = pa.schema(
         pa.field("at", pa.timestamp("us", tz="UTC"), nullable=False),
         pa.field(
             "items",
-            pa.list_(
-                pa.struct(
-                    [
-                        pa.field("item_id", pa.string()),
-                        pa.field("text", pa.string()),
-                        pa.field("position", pa.int32()),
-                        pa.field("score", pa.float64()),
-                    ]
-                )
-            ),
+            _records(item_id=pa.string(), text=pa.string(), position=pa.int32(), score=pa.float64()),
             nullable=False,
         ),
         pa.field("swap", pa.int32()),
