@@ -83,10 +83,7 @@ def show(arguments: "argparse.Namespace") -> None:
     print(", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) or "no events")
     if seen:
         print(f"\nhow likely a position is to be looked at, by {seen.method}:")
-        rows = [["position", "share", "95 % interval"]]
-        for place, value in enumerate(seen.value_K):
-            rows.append([str(place), f"{value:.3f}", f"{seen.low_K[place]:.3f} to {seen.high_K[place]:.3f}"])
-        print(format_table(rows))
+        print(format_table(seen.rows()))
     elif unknown:
         print(f"\n{unknown}")
 

@@ -4,35 +4,7 @@ import pytest
 
 from rankstill.errors import DataError
 from rankstill.feedback import by_em, by_swaps, cascade, examination, relevance, weighted_mean
-
-QUERIES, ITEMS = 40, 12
-
-
-def shoppers(
-    requests: int, looked_K: np.ndarray, swaps: float = 0.0, noise: float = 0.3, seed: int = 0
-) -> tuple[pl.DataFrame, np.ndarray]:
-    """What shoppers were shown and clicked, under the position-based model; and how attractive items are."""
-    generator, positions = np.random.default_rng(seed), len(looked_K)
-    attraction = generator.beta(2, 3, (QUERIES, ITEMS))
-    query_R = generator.integers(QUERIES, size=requests)
-    order = np.argsort(-attraction[query_R] - generator.normal(0, noise, (requests, ITEMS)), axis=1)[:, :positions]
-    swap_R = np.where(generator.random(requests) < swaps, generator.integers(positions - 1, size=requests), -1)
-    turned = np.flatnonzero((swap_R >= 0) & (generator.random(requests) < 0.5))
-    upper = swap_R[turned]
-    order[turned, upper], order[turned, upper + 1] = order[turned, upper + 1], order[turned, upper]
-    clicked = generator.random((requests, positions)) < looked_K * attraction[query_R[:, None], order]
-    position = np.tile(np.arange(positions), requests)
-    table = pl.DataFrame(
-        {
-            "request_id": np.repeat(np.arange(requests), positions),
-            "query": np.repeat(query_R, positions).astype(str),
-            "item_id": order.ravel().astype(str),
-            "position": position,
-            "clicked": clicked.ravel(),
-            "swap": np.repeat(swap_R, positions),
-        }
-    )
-    return table.with_columns(pl.col("swap").replace(-1, None)), attraction
+from tests.benchmarks.clicks import shoppers
 
 
 def truth(attraction: np.ndarray, found: pl.DataFrame) -> np.ndarray:

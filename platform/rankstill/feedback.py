@@ -43,6 +43,12 @@ class Examination:
         """Of each position; those further down than the last are as likely as the last."""
         return self.value_K[np.minimum(positions_N, len(self.value_K) - 1)]
 
+    def rows(self) -> list[list[str]]:
+        """For a table, with its head."""
+        curves = enumerate(zip(self.value_K, self.low_K, self.high_K, strict=True))
+        told = [[str(place), f"{value:.3f}", f"{low:.3f} to {high:.3f}"] for place, (value, low, high) in curves]
+        return [["position", "share", "95 % interval"], *told]
+
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         curves = {name: np.round(vars(self)[f"{name}_K"], 4).tolist() for name in ("value", "low", "high")}
