@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from serve.idle_time import in_idle_time
+from serve.idle_time import _may_come_back, in_idle_time
 
 ROOT = Path(__file__).parent.parent
-PRIVILEGED = os.geteuid() == 0
+comes_back = pytest.mark.skipif(not _may_come_back(), reason="this process could not take its priority back")
 AS_NOBODY = """
 import os
 from serve.idle_time import in_idle_time
@@ -26,7 +26,7 @@ def policy_of(thread: threading.Thread) -> int:
     return os.sched_getscheduler(thread.native_id)
 
 
-@pytest.mark.skipif(not PRIVILEGED, reason="a process takes its priority back where it may")
+@comes_back
 def test_all_that_starts_in_idle_time_comes_back_from_it():
     stop = threading.Event()
     early, late = (threading.Thread(target=stop.wait) for _ in range(2))
@@ -41,14 +41,14 @@ def test_all_that_starts_in_idle_time_comes_back_from_it():
     assert after == [os.SCHED_OTHER] * 3
 
 
-@pytest.mark.skipif(not PRIVILEGED, reason="a process takes its priority back where it may")
+@comes_back
 def test_an_error_ends_idle_time():
     with pytest.raises(ValueError, match="model"), in_idle_time():
         raise ValueError("model")
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
-@pytest.mark.skipif(not PRIVILEGED, reason="only root becomes somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
 def test_who_could_not_come_back_stays():
     done = subprocess.run([sys.executable, "-c", AS_NOBODY], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout.split(), done.returncode) == ([str(os.SCHED_OTHER)] * 2, 0), done.stderr
