@@ -3,6 +3,7 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from builders import made_up_pairs, tiny_cross_encoder
 from scipy.stats import spearmanr
@@ -182,6 +183,9 @@ def test_an_int8_artifact_scores_nearly_the_same_and_is_smaller(exported, tmp_pa
     assert np.array_equal(small.scorer("torch").score(*made_up_pairs(60)), ours), "it runs in ONNX Runtime only"
     sizes = [(one.folder / "model.onnx").stat().st_size for one in (small, exported)]
     assert sizes[0] < 0.7 * sizes[1]
+    kinds = {one.data_type for one in onnx.load(small.folder / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.INT8 not in kinds, "products with signed weights saturate without VNNI"
+    assert onnx.TensorProto.UINT8 in kinds
     assert not (small.folder / "model.safetensors").exists()
     assert small.precision == "int8"
     assert small.calibration == exported.calibration == (2.0, -0.5)
