@@ -1,6 +1,6 @@
 """Which version is champion: promote one, roll back, list them, see what one was made from."""
 
-import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,8 @@ from rankstill.errors import ConfigError
 from rankstill.progress import Reporter
 
 if TYPE_CHECKING:
+    from rankstill.config import Config
     from rankstill.registry import Registry
-    from rankstill.registry import Version as RegisteredVersion
-    from rankstill.served import Version
     from rankstill.serving import Endpoint
 
 DESCRIPTION = """Say which version is champion and what else is served, or look at the registry.
@@ -20,15 +19,20 @@ DESCRIPTION = """Say which version is champion and what else is served, or look 
   python -m jobs.deploy --model shop@challenger              make it champion
   python -m jobs.deploy --model shop@challenger --weight 10  give it 10 percent of the traffic
   python -m jobs.deploy --model shop@challenger --shadow 50  give it copies of 50 percent, whose answers nobody gets
+  python -m jobs.deploy --model shop@challenger --canary     try it on more and more shoppers first
   python -m jobs.deploy rollback shop              make the champion before this one champion again
   python -m jobs.deploy drain shop/7               take a version out of the endpoint
+  python -m jobs.deploy pause|resume shop          let the loop, and a canary, stay as it is; or go on
+  python -m jobs.deploy pin|unpin shop             keep the champion, whatever is found; or not
+  python -m jobs.deploy loop shop                  where the loop is, and what it decided
   python -m jobs.deploy list [shop]                versions, their aliases, and their share of the traffic
   python -m jobs.deploy lineage shop@champion      what it was made from, down to the files of labels, all verified
 
 A running endpoint is changed through Ray Serve's REST interface at RAY_DASHBOARD_ADDRESS: a version is loaded and warm
 before it gets traffic, and one that loses it stays loaded for serve.rollback_window seconds. Where no endpoint runs,
 the registry alone is changed. The registry is that of storage.root, or the one that MLFLOW_TRACKING_URI names."""
-ACTIONS = {"promote": 0, "rollback": 1, "drain": 1, "list": None, "lineage": 1}
+CONTROLS = {"pause": ("paused", True), "resume": ("paused", False), "pin": ("pinned", True), "unpin": ("pinned", False)}
+ACTIONS = {"promote": 0, "rollback": 1, "drain": 1, "list": None, "lineage": 1, "loop": 1, **dict.fromkeys(CONTROLS, 1)}
 """What there is to do, and the names that each wants."""
 
 
@@ -42,10 +46,11 @@ def main() -> None:
     parser.add_argument(
         "--shadow", type=float, metavar="PERCENT", help="share of the others' requests that it gets too"
     )
+    parser.add_argument("--canary", action="store_true", help="let shoppers decide, as refresh.canary says")
     add_config_arguments(parser, required=False)
     parser.usage = (
-        "python -m jobs.deploy --model REF [--weight PERCENT | --shadow PERCENT] | rollback NAME | drain REF |"
-        " list [NAME] | lineage REF  [dotted.key=value ...]"
+        "python -m jobs.deploy --model REF [--weight PERCENT | --shadow PERCENT | --canary] | rollback NAME |"
+        " drain REF | pause|resume|pin|unpin NAME | loop NAME | list [NAME] | lineage REF  [dotted.key=value ...]"
     )
     arguments = parser.parse_intermixed_args()
     words = [word for word in arguments.overrides if "=" not in word]
@@ -58,16 +63,26 @@ def main() -> None:
         raise ConfigError("--model goes with nothing but settings; write --model REF, or an action with its name")
     shares = {name: value for name in ("weight", "shadow") if (value := getattr(arguments, name)) is not None}
     _check_shares(shares, action)
+    if arguments.canary and (shares or action != "promote"):
+        raise ConfigError("--canary goes with --model alone; write --model REF --canary")
     config = load_config(arguments.config or {"data": {"shop": {}}}, settings)
     from rankstill.registry import open_registry
+    from rankstill.rollout import described
+    from rankstill.serving import running_endpoint
 
     root = config.storage.folder
     registry = open_registry(root, arguments.model or (names or ["list"])[0])
     if action == "lineage":
         _trace(registry, root, names[0])
         return
+    if action == "loop" or action in CONTROLS:
+        _loop(registry, root, names[0], action)
+        return
+    if arguments.canary:
+        _try(registry, config, arguments.model)
+        return
     with Reporter() as reporter:
-        endpoint = _endpoint(reporter)
+        endpoint = running_endpoint(lambda waits: reporter.event("deploy", state="waiting", applications=waits))
         if action == "list":
             _list(registry, endpoint, names)
         elif action == "drain":
@@ -76,14 +91,14 @@ def main() -> None:
             print(f"{version} is not served any more")
         elif shares:
             version = registry.resolve(arguments.model, "--model")
-            _served_by(endpoint, version.name).share(_described(version), shares, config.serve.rollback_window)
+            _served_by(endpoint, version.name).share(described(version), shares, config.serve.rollback_window)
             print(f"{version} has " + " and ".join(f"a {name} of {value:g} %" for name, value in shares.items()))
         else:
             back = action == "rollback"
             version = registry.previous(names[0], action) if back else registry.resolve(arguments.model, "--model")
             where = "the registry; no endpoint of it runs"
             if endpoint and endpoint.serves(version.name):
-                endpoint.promote(_described(version), config.serve.rollback_window)
+                endpoint.promote(described(version), config.serve.rollback_window)
                 where = "the registry and the endpoint"
             version, before = registry.promote(str(version), "--model")
             instead = f", in place of {before}" if before.number != version.number else " already"
@@ -99,25 +114,57 @@ def _check_shares(shares: dict[str, float], action: str) -> None:
             raise ConfigError(f"--{name} is {value:g}; give percent, from 0 to {most}")
 
 
-def _endpoint(reporter: Reporter) -> "Endpoint | None":
-    """The running endpoint; None where nothing answers at the usual address.
+def _try(registry: "Registry", config: "Config", reference: str) -> None:
+    """Try a version on shoppers until that is decided, or finish a trial that was begun.
 
     Raises:
-        RunError: an address was given, and nothing answers there.
+        ConfigError: nothing serves its name, or something else is being tried.
     """
-    from rankstill.errors import RunError
+    from rankstill.event_log import EventLog
+    from rankstill.loop import Loop
+    from rankstill.rollout import Rollout
+    from rankstill.serving import running_endpoint
 
-    if (Path.home() / ".ray" / "auth_token").is_file():  # which clusters on this machine ask for
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    from rankstill.serving import Endpoint, Serving
+    version = registry.resolve(reference, "--model")
+    loop = Loop(config.storage.folder, version.name)
+    with Reporter() as reporter, loop.alone(lambda who: reporter.event("canary", state="waiting", holder=who)):
+        endpoint = running_endpoint(lambda waits: reporter.event("canary", state="waiting", applications=waits))
+        endpoint, log = _served_by(endpoint, version.name), EventLog(config.storage.feedback_log)
+        canary, window = config.refresh.canary, config.serve.rollback_window
+        rollout = Rollout(canary, window, loop, registry, endpoint, log, reporter.event)
+        tried = loop.state.trial
+        if tried and tried.challenger != str(version):
+            raise ConfigError(f"{tried.challenger} is being tried; wait, or withdraw it with jobs.deploy drain")
+        if not tried:
+            rollout.begin(version)
+        while loop.state.trial:
+            rollout.step()
+            time.sleep(canary.poll)
+    last = loop.state.decisions[-1]
+    print(f"{last.version} was {last.what}: {last.why}")
 
-    try:
-        serving = Serving()
-    except RunError:
-        if "RAY_DASHBOARD_ADDRESS" in os.environ:
-            raise
-        return None
-    return Endpoint(serving, lambda waits: reporter.event("deploy", state="waiting", applications=waits))
+
+def _loop(registry: "Registry", root: Path, name: str, action: str) -> None:
+    """Hold the loop back, or tell where it is."""
+    from rankstill.loop import Loop
+
+    registry.resolve(f"{name}@champion", action)
+    loop = Loop(root, name)
+    if action in CONTROLS:
+        field, value = CONTROLS[action]
+        control = loop.want(**{field: value})
+        print(f"{name}: paused {str(control.paused).lower()}, pinned {str(control.pinned).lower()}")
+        return
+    state, control = loop.state, loop.control
+    tried = f", {state.trial.challenger} against {state.trial.champion}" if state.trial else ""
+    held = "".join(f", {word}" for word in ("paused", "pinned") if getattr(control, word))
+    print(f"{name}: {state.phase}{tried}{held}")
+    rows = [["when", "what", "version", "why"]]
+    print(
+        format_table(
+            [*rows, *([f"{one.at:%Y-%m-%d %H:%M}", one.what, one.version, one.why] for one in state.decisions)]
+        )
+    )
 
 
 def _served_by(endpoint: "Endpoint | None", name: str) -> "Endpoint":
@@ -129,16 +176,6 @@ def _served_by(endpoint: "Endpoint | None", name: str) -> "Endpoint":
     if endpoint is None or not endpoint.serves(name):
         raise ConfigError(f"no endpoint that serves {name!r} runs here; start one, or set RAY_DASHBOARD_ADDRESS")
     return endpoint
-
-
-def _described(version: "RegisteredVersion") -> "Version":
-    """A version as an endpoint knows it."""
-    from rankstill.artifacts import load_artifact
-    from rankstill.served import Version
-    from rankstill.serving import app_of
-
-    fields = tuple(load_artifact(version.folder, str(version)).fields)
-    return Version(version=str(version), app=app_of(str(version)), fields=fields, weight=0.0)
 
 
 def _list(registry: "Registry", endpoint: "Endpoint | None", names: list[str]) -> None:

@@ -128,6 +128,19 @@ class FeedbackAnswer(BaseModel):
     """Those that were stored before."""
 
 
+class LoopOrder(BaseModel):
+    """`POST /v1/loop`: what is to change; what is absent stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    paused: bool = False
+    """Whether nothing new is begun, and what is tried stays as it is."""
+    pinned: bool = False
+    """Whether the champion stays, whatever is found."""
+    order: Literal["promote", "rollback"] | None = None
+    """What is to be done next, once: promote the challenger, or roll back (which withdraws what is being tried)."""
+
+
 class Result(BaseModel):
     """One ranked document."""
 

@@ -209,6 +209,7 @@ def endpoint_settings(arguments: BuildArguments, found: Found) -> EndpointSettin
         open=arguments.open,
         access_log=absolute(arguments.access_log),
         catalogue=arguments.catalogue,
+        root=absolute(arguments.root),
         fields=tuple(found.artifact.fields),
     )
 

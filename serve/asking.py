@@ -17,6 +17,7 @@ from serve.guard import retry_after
 from serve.messages import Refusal, ScoreRequest, Scores
 from serve.observed import Observed
 from serve.traffic import Traffic
+from serve.watch import Watch
 
 RANKER = "Ranker"
 """Deployment of a version's application that scores."""
@@ -32,9 +33,9 @@ MOST_COPIES = 32
 class Rankers:
     """Handles to the rankers of the versions that are served."""
 
-    def __init__(self, observed: Observed, max_wait: float) -> None:
+    def __init__(self, observed: Observed, watch: Watch, max_wait: float) -> None:
         """`max_wait`: seconds for which a request may wait at the rankers."""
-        self._observed, self._hold = observed, FULL_SHARE * max_wait
+        self._observed, self._watch, self._hold = observed, watch, FULL_SHARE * max_wait
         self._handles: dict[str, DeploymentHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies = 0
@@ -75,6 +76,7 @@ class Rankers:
         observed, name = self._observed, version.version
         if full := self.full(version):
             raise self._refused(name, full)
+        began = time.monotonic()
         with observed.under_way.labels(name).track_inprogress():
             try:
                 try:
@@ -90,6 +92,7 @@ class Rankers:
             except (RayError, RayServeException) as error:
                 observed.rankings.labels(name, "failed").inc()
                 traffic.tell(version, well=False)
+                self._watch.failed(name)
                 raise HTTPException(503, "no ranker replica could answer; try again shortly") from error
         if isinstance(found, Refusal):
             if found.reason == "overloaded" and found.seconds < request.seconds:  # not for its own haste
@@ -97,25 +100,31 @@ class Rankers:
             raise self._refused(name, found)
         observed.scored(name, found)
         traffic.tell(version, well=True)
+        self._watch.answered(name, time.monotonic() - began, found)
         return found
 
-    def copy(self, version: Version, request: ScoreRequest) -> None:
-        """Send a version a request whose answer nobody waits for."""
+    def copy(self, version: Version, request: ScoreRequest, shown: Scores) -> None:
+        """Send a version a request whose answer nobody waits for; `shown` is what the caller got."""
         if self._copies < MOST_COPIES:
             self._copies += 1
-            self._start(self._shadow(version, request))
+            self._start(self._shadow(version, request, shown))
 
     async def _ask(self, version: Version, request: ScoreRequest) -> Scores | Refusal:
         async with asyncio.timeout(request.seconds):
             return await self._handles[version.app].score.remote(request)
 
-    async def _shadow(self, version: Version, request: ScoreRequest) -> None:
+    async def _shadow(self, version: Version, request: ScoreRequest, shown: Scores) -> None:
+        name, outcome, began = version.version, "shadow", time.monotonic()
         try:
-            await self._ask(version, request)
-            self._observed.rankings.labels(version.version, "shadow").inc()
+            found = await self._ask(version, request)
+            if isinstance(found, Scores):
+                self._watch.answered(name, time.monotonic() - began, found, copy=True)
+                self._watch.compared(name, found, shown)
         except (TimeoutError, RayError, RayServeException):
-            self._observed.rankings.labels(version.version, "shadow failed").inc()
+            outcome = "shadow failed"
+            self._watch.failed(name, copy=True)
         finally:
+            self._observed.rankings.labels(name, outcome).inc()
             self._copies -= 1
 
     async def _greet(self, handle: DeploymentHandle) -> None:

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
+from rankstill.loop import Loop
 from rankstill.served import Served, Version
 from rankstill.text import encodable, normalise
 from serve.api import (
@@ -18,6 +19,7 @@ from serve.api import (
     Event,
     Feedback,
     FeedbackAnswer,
+    LoopOrder,
     Problem,
     RerankAnswer,
     RerankTei,
@@ -33,6 +35,7 @@ from serve.observed import Observed
 from serve.ranking import Ranked, rank
 from serve.recording import Kept, Recording
 from serve.traffic import Traffic
+from serve.watch import Watch
 from serve.wire import (
     JSON,
     encoded,
@@ -89,6 +92,8 @@ class EndpointSettings:
     """File of items that the page searches."""
     fields: tuple[str, ...] = ("title",)
     """Their fields that make up a text."""
+    root: str = ""
+    """Storage root, which has the files of the loop."""
 
 
 class Endpoint:
@@ -102,7 +107,8 @@ class Endpoint:
             write_access_log(settings.access_log)
         self._catalogue = Catalogue(settings.catalogue, settings.fields) if settings.catalogue else None
         self._traffic: Traffic | None = None
-        self._rankers = Rankers(self._observed, settings.max_wait_ms / 1000)
+        self._watch = Watch()
+        self._rankers = Rankers(self._observed, self._watch, settings.max_wait_ms / 1000)
         self._recording = Recording(settings.kept, self._observed)
         self._draw = random.Random()  # noqa: S311 (no secret)
 
@@ -112,6 +118,7 @@ class Endpoint:
         if self._traffic:
             traffic.keep(self._traffic)
         self._rankers.know(traffic.served.versions)
+        self._watch.recorder = self._recording.recorder
         self._traffic = traffic
 
     def api(self) -> Guard:
@@ -127,6 +134,8 @@ class Endpoint:
         api.post("/rerank", responses=_PROBLEMS, openapi_extra=extra)(self.rerank)
         api.post("/v1/feedback", response_model=FeedbackAnswer, responses=_PROBLEMS)(self.feedback)
         api.get("/v1/models")(self.models)
+        api.get("/v1/loop", responses={404: _PROBLEMS[404]})(self.loop)
+        api.post("/v1/loop", responses={code: _PROBLEMS[code] for code in (403, 404, 422)})(self.want)
         api.get("/healthz")(self.healthz)
         api.get("/readyz", responses={503: _PROBLEMS[503]})(self.readyz)
         api.get("/metrics", response_class=PlainTextResponse)(self.metrics)
@@ -197,8 +206,32 @@ class Endpoint:
         return Response(encoded({"stored": stored, "known": len(events) - stored}), media_type=JSON)
 
     async def models(self) -> dict[str, Any]:
-        """The versions that are served."""
-        return {"object": "list", "data": self.traffic.told()}
+        """The versions that are served, and how they do, as all ingresses together saw it."""
+        counts = await self._recording.counts()
+        told = [{**one, "observed": counts.get(one["id"], {})} for one in self.traffic.told()]
+        return {"object": "list", "data": told}
+
+    async def loop(self) -> Response:
+        """Where the loop is that refreshes the model, what it decided, and how shoppers take to each version."""
+        return Response(encoded(self._loop().told()), media_type=JSON)
+
+    async def want(self, request: Request, body: LoopOrder) -> Response:
+        """Hold the loop back, or tell it to promote or roll back; for admins."""
+        if not request.state.caller.may("admin"):
+            raise HTTPException(403, "this key has not the role 'admin'; ask with one that has")
+        control = self._loop().want(**body.model_dump(exclude_unset=True))
+        return Response(encoded(control.model_dump()), media_type=JSON)
+
+    def _loop(self) -> Loop:
+        """The loop's files.
+
+        Raises:
+            HTTPException: there is no loop.
+        """
+        loop = Loop(Path(self._settings.root), self.traffic.served.name) if self._settings.root else None
+        if loop is None or not loop.exists:
+            raise HTTPException(404, "no loop refreshes this model; start python -m jobs.refresh --every 15m")
+        return loop
 
     async def healthz(self) -> dict[str, str]:
         """Whether the process answers."""
@@ -238,10 +271,10 @@ class Endpoint:
         self._check(body.query, documents)
         version = self._version(request, getattr(body, "model", None), user)
         wanted = self._request(request, body, documents, rank_fields or version.fields, bool(rank_fields))
-        for other in self.traffic.shadows(version):
-            self._rankers.copy(other, wanted)
         request.state.told.update(version=version.version, documents=len(documents))
         scores = await self._rankers.score(version, wanted, self.traffic)
+        for other in self.traffic.shadows(version):
+            self._rankers.copy(other, wanted, scores)
         ranked = rank(version, scores, getattr(body, "top_n", None), self._settings.swap_rate, self._draw)
         self._recording.impression(request.state.request_id, user, wanted, ranked)
         return ranked

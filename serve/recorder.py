@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rankstill.event_log import EventLog, Log, Row
+from serve.watch import Counts, together
 
 
 class Recorder:
@@ -13,6 +14,7 @@ class Recorder:
     def __init__(self, location: str) -> None:
         """Raises what `EventLog` does."""
         log = EventLog(location)
+        self._watched: dict[str, Counts] = {}
         self._events, self._impressions = Groups(log.events), Groups(log.impressions)
 
     async def events(self, rows: Sequence[Row]) -> int:
@@ -22,6 +24,14 @@ class Recorder:
     async def impressions(self, rows: Sequence[Row]) -> int:
         """Store impressions; how many are new."""
         return await self._impressions.add(rows)
+
+    async def watched(self, ingress: str, counts: Counts) -> None:
+        """Take over what an ingress has counted since it started."""
+        self._watched[ingress] = counts
+
+    async def seen(self) -> Counts:
+        """What all ingresses have counted since this started."""
+        return together(self._watched)
 
 
 class Groups:

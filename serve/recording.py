@@ -19,6 +19,7 @@ from serve.guard import retry_after
 from serve.messages import ScoreRequest
 from serve.observed import Observed
 from serve.ranking import Ranked
+from serve.watch import Counts
 
 RECORDER = "Recorder"
 """Deployment that writes, in the ingress's application."""
@@ -57,9 +58,9 @@ class Recording:
         rows = [self._event(one) for one in events]
         try:
             try:
-                stored = await self._recorder.events.remote(rows)
+                stored = await self.recorder.events.remote(rows)
             except RayActorError:  # what it stored before it died isn't stored again
-                stored = await self._recorder.events.remote(rows)
+                stored = await self.recorder.events.remote(rows)
         except BackPressureError as error:
             raise HTTPException(429, "too many events wait to be stored", headers=retry_after(1)) from error
         except (RayError, RayServeException) as error:
@@ -103,7 +104,7 @@ class Recording:
                 group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
                 outcome = "failed"
                 try:
-                    await self._recorder.impressions.remote(group)
+                    await self.recorder.impressions.remote(group)
                     outcome = "stored"
                 except (RayError, RayServeException):
                     pass  # the next ones may get through
@@ -111,8 +112,16 @@ class Recording:
         finally:
             self._sender = None
 
+    async def counts(self) -> Counts:
+        """How the versions do, as all ingresses saw it; nothing where the recorder doesn't answer."""
+        try:
+            return await self.recorder.seen.remote()
+        except (RayError, RayServeException):
+            return {}
+
     @property
-    def _recorder(self) -> DeploymentHandle:
+    def recorder(self) -> DeploymentHandle:
+        """The deployment that writes."""
         if self._handle is None:
             self._handle = serve.get_deployment_handle(RECORDER, serve.get_replica_context().app_name)
         return self._handle

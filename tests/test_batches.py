@@ -26,6 +26,7 @@ def lists_of(sizes: list[int], lengths: list[int] | None = None) -> TokenisedLis
         labels_P=np.arange(count, dtype=np.float32),
         scores_P=-np.arange(count, dtype=np.float32),
         logits_PC=np.zeros((count, 0), dtype=np.float32),
+        clicks_P=np.where(np.arange(count) % 2, np.nan, np.arange(count) / count).astype(np.float32),
     )
 
 

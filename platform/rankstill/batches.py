@@ -23,7 +23,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenisedLists:
-    """All pairs of a table of lists, one after the other. Unjudged labels and absent scores are NaN."""
+    """All pairs of a table of lists, one after the other. Unjudged labels, absent scores and clicks are NaN."""
 
     tokens: TokenisedPairs
     rows: list[Rows]
@@ -34,6 +34,8 @@ class TokenisedLists:
     scores_P: NDArray[np.float32]
     logits_PC: NDArray[np.float32]
     """The teacher's logits of grades; C is 0 where it gives none."""
+    clicks_P: NDArray[np.float32]
+    """Shares of a list's clicks."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class ListBatch:
     teacher_QN: Tensor
     grades_QNC: Tensor
     """The teacher's logits of grades."""
+    clicks_QN: Tensor
 
     def arrange(self, logits: Sequence[Tensor]) -> Tensor:
         """The logits of each group, [P', C], in the pairs' places, [Q, N, C], zero where padded."""
@@ -73,6 +76,8 @@ def tokenise_lists(table: pl.DataFrame, tokenise: Callable[[list[str], list[str]
     pairs = table.explode("items").unnest("items")
     given = pairs["logits"].drop_nulls()
     grades = len(given[0]) if len(given) else 0
+    if "clicks" not in pairs.columns:  # of lists that were made before there were any
+        pairs = pairs.with_columns(clicks=None)
     logits_PC = np.full((pairs.height, grades), np.nan, dtype=np.float32)
     logits_PC[pairs["logits"].is_not_null().to_numpy()] = given.to_list() or 0.0
     counts = pairs.group_by("query_id", maintain_order=True).len()["len"].to_numpy().astype(np.int64)
@@ -84,6 +89,7 @@ def tokenise_lists(table: pl.DataFrame, tokenise: Callable[[list[str], list[str]
         labels_P=pairs["label"].cast(pl.Float32).fill_null(np.nan).to_numpy(),
         scores_P=pairs["score"].cast(pl.Float32).fill_null(np.nan).to_numpy(),
         logits_PC=logits_PC,
+        clicks_P=pairs["clicks"].cast(pl.Float32).fill_null(np.nan).to_numpy(),
     )
 
 
@@ -130,14 +136,16 @@ def collate_lists(lists: TokenisedLists, parts: Sequence[Rows], group: int) -> L
     mask_QN = np.zeros((len(parts), longest), dtype=np.bool_)
     labels_QN = np.full((len(parts), longest), np.nan, dtype=np.float32)
     teacher_QN = np.full((len(parts), longest), np.nan, dtype=np.float32)
+    clicks_QN = np.full((len(parts), longest), np.nan, dtype=np.float32)
     grades_QNC = np.full((len(parts), longest, lists.logits_PC.shape[1]), np.nan, dtype=np.float32)
     for place, rows in enumerate(parts):
         mask_QN[place, : len(rows)] = True
         labels_QN[place, : len(rows)] = lists.labels_P[rows]
         teacher_QN[place, : len(rows)] = lists.scores_P[rows]
         grades_QNC[place, : len(rows)] = lists.logits_PC[rows]
+        clicks_QN[place, : len(rows)] = lists.clicks_P[rows]
     rows_P = np.concatenate(list(parts))
     by_length = np.argsort(lists.tokens.lengths_B[rows_P], kind="stable")
     groups = np.array_split(by_length, max(1, round(len(rows_P) / group)))
-    frames = (torch.from_numpy(frame) for frame in (mask_QN, labels_QN, teacher_QN, grades_QNC))
+    frames = (torch.from_numpy(frame) for frame in (mask_QN, labels_QN, teacher_QN, grades_QNC, clicks_QN))
     return ListBatch(rows_P, groups, *frames)

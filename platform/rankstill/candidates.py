@@ -43,11 +43,18 @@ def unlabelled_pairs(
 
 
 def made_pairs(
-    items: pl.DataFrame, index: Bm25, queries: int, count: int, mix: Mix, known: Collection[str], seed: int
+    items: pl.DataFrame,
+    index: Bm25,
+    queries: int,
+    count: int,
+    mix: Mix,
+    known: Collection[str],
+    seed: int,
+    among: pl.Series | None = None,
 ) -> pl.DataFrame:
     """Up to `queries` queries, each a run of words of one item's text, with up to `count` items each; COLUMNS.
 
-    `index` is of the items' texts.
+    `index` is of the items' texts. Only items that are true in `among`, where it is given, make queries.
 
     Every source of items makes as many queries as the others, until it has no more items. A query's items are the one
     that it was made of, and others of which kinds `mix` says. Queries in `known`, among which are the held-out ones,
@@ -55,7 +62,8 @@ def made_pairs(
     """
     rng = np.random.default_rng(seed)
     ids, texts = items["item_id"].to_list(), items["text"].to_list()
-    shuffled = items.with_row_index("place").sample(fraction=1.0, shuffle=True, seed=seed)
+    numbered = items.with_row_index("place")
+    shuffled = (numbered.filter(among) if among is not None else numbered).sample(fraction=1.0, shuffle=True, seed=seed)
     in_turn = shuffled.with_columns(turn=pl.int_range(pl.len()).over("source")).sort("turn", maintain_order=True)
     made: set[str] = set(known)
     rows, quotas = [], mix.quotas(count - 1)

@@ -86,10 +86,10 @@ def generate_shop(size: ShopSize) -> Shop:
     rng = Random(size.seed)  # noqa: S311 - made-up goods, not secrets
     stock = draw_items(rng, size.items)
     items = write_items(rng, stock)
-    shelves = _Shelves(stock)
+    shelves = Shelves(stock)
     places, texts, labels, frequencies = [], [], [], []
     for query, frequency in with_frequencies(rng, draw_queries(rng, stock, size.queries)):
-        chosen = _choose_candidates(rng, shelves, query, size.candidates)
+        chosen = choose_candidates(rng, shelves, query, size.candidates)
         places += chosen
         texts += [query.text] * len(chosen)
         labels += [float(grade(query, stock[place])) for place in chosen]
@@ -102,7 +102,7 @@ def generate_shop(size: ShopSize) -> Shop:
     return Shop(items, judged.select("query", *items.columns, "label", "frequency"))
 
 
-class _Shelves:
+class Shelves:
     """Positions of items in the stock, by what candidates are drawn from."""
 
     def __init__(self, stock: Sequence[Item]) -> None:
@@ -117,7 +117,7 @@ class _Shelves:
             self.brands[item.brand].append(place)
 
 
-def _pools(rng: Random, shelves: _Shelves, query: Query, count: int) -> dict[str, list[int]]:
+def _pools(rng: Random, shelves: Shelves, query: Query, count: int) -> dict[str, list[int]]:
     """Sources of candidates, named as in CANDIDATE_WEIGHTS, in random order; empty ones left out.
 
     A position may stand in several pools.
@@ -145,7 +145,7 @@ def _sample(rng: Random, places: Sequence[int], count: int) -> list[int]:
     return rng.sample(places, min(count, len(places)))
 
 
-def _choose_candidates(rng: Random, shelves: _Shelves, query: Query, count: int) -> list[int]:
+def choose_candidates(rng: Random, shelves: Shelves, query: Query, count: int) -> list[int]:
     """Positions of at most `count` items, in random order: a mix by CANDIDATE_WEIGHTS."""
     pools = _pools(rng, shelves, query, count)
     chosen: dict[int, None] = {}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rankstill.model_config import Distill, Section, Student, Teacher, Train
+from rankstill.refresh_config import Refresh
 from rankstill.sweep_config import Sweep
 
 Auto = Literal["auto"]
@@ -255,6 +256,11 @@ class Storage(Section):
         """The root as an absolute path."""
         return Path(self.root).expanduser().resolve()
 
+    @property
+    def feedback_log(self) -> str:
+        """Where impressions and events are."""
+        return self.feedback or str(self.folder / "feedback")
+
 
 class Resources(Section):
     """What a run may use; "auto" takes the GPUs that the cluster has, else CPUs."""
@@ -306,6 +312,8 @@ class Config(Section):
     """The search for a student."""
     serve: Serve = Serve()
     """The ranking endpoint."""
+    refresh: Refresh = Refresh()
+    """What becomes of shoppers' feedback."""
     storage: Storage = Storage()
     """Where everything is kept."""
     resources: Resources = Resources()

@@ -122,7 +122,7 @@ def assemble_pairs(frame: pl.DataFrame, config: Data) -> tuple[pl.DataFrame, int
         # A query that any source holds out is held out everywhere: no query is on both sides.
         held_out=pl.col("split").max(),
     )
-    drawn = [_draw_split(query_id, config) for query_id in queries["query_id"]]
+    drawn = [draw_split(query_id, config) for query_id in queries["query_id"]]
     queries = queries.with_columns(
         split=pl.coalesce(
             pl.col("held_out").replace_strict(dict(enumerate(SPLITS)), default=None, return_dtype=pl.String),
@@ -161,16 +161,19 @@ def with_item_text(frame: pl.DataFrame, fields: Iterable[str]) -> pl.DataFrame:
 def build_lists(pairs: pl.DataFrame, labels: pl.DataFrame | None) -> pa.Table:
     """Candidate lists (schema LISTS) of pairs, joined to soft labels where given; order of input kept.
 
-    A pair with neither judgement nor soft label, such as one that the teacher can't score, is left out.
+    Without them, pairs may have scores and logits already. A pair with neither judgement nor soft label, such as one
+    that the teacher can't score, is left out.
     """
-    if labels is None:
-        joined = pairs.with_columns(score=None, logits=None)
-    else:
+    joined = pairs
+    if labels is not None:
         soft = labels.select("pair_id", "score", "logits")
         joined = pairs.join(soft, on="pair_id", how="left", maintain_order="left")
-    kept = (pl.col("label", "score").cast(pl.Float32), pl.col("logits").cast(pl.List(pl.Float32)))
-    joined = joined.filter(pl.any_horizontal(pl.col("label", "score").is_not_null()))
-    lists = joined.group_by("query_id", "query", maintain_order=True).agg(items=pl.struct("item_id", "text", *kept))
+    absent = {"score", "logits", "clicks"} - set(joined.columns)
+    joined = joined.with_columns(**dict.fromkeys(absent))
+    kept = (pl.col("label", "score", "clicks").cast(pl.Float32), pl.col("logits").cast(pl.List(pl.Float32)))
+    joined = joined.filter(pl.any_horizontal(pl.col("label", "score").is_not_null())).with_columns(kept)
+    items = pl.struct("item_id", "text", "label", "score", "logits", "clicks")
+    lists = joined.group_by("query_id", "query", maintain_order=True).agg(items=items)
     return lists.to_arrow().cast(LISTS)
 
 
@@ -298,7 +301,7 @@ def _check_tally(tally: Tally, source: Source, required: tuple[str, ...], limit:
         )
 
 
-def _draw_split(query_id: str, config: Data) -> str:
+def draw_split(query_id: str, config: Data) -> str:
     """A query's split from the hash of its text alone, so that it never changes."""
     draw = int(query_id[:8], 16) / 2**32
     return "test" if draw < config.test else "valid" if draw < config.test + config.valid else "train"

@@ -147,18 +147,27 @@ class Log:
             raise DamagedError(f"{shown(self._location)!r} can't be read ({_line(error)}); restore it") from error
         self._last = -1 if seen is None else seen
 
-    def read(self, after: int = -1) -> pl.DataFrame:
-        """Rows of groups behind number `after`, each key once: the first that came.
+    def last(self) -> int:
+        """Number of the last group; -1 where there is none."""
+        self._look()
+        return self._last
+
+    def read(self, after: int = -1, upto: int | None = None, columns: Sequence[str] = ()) -> pl.DataFrame:
+        """Rows of groups behind number `after`, up to `upto` where that is given, each key once: the first that came.
+
+        `columns` are those that are wanted, where not all are.
 
         Raises:
             DamagedError: the table can't be read.
         """
         try:
             self._table.update_incremental()
-            table = self._table.to_pyarrow_table(filters=[("batch", ">", after)])
+            bounds = [("batch", ">", after), *([("batch", "<=", upto)] if upto is not None else [])]
+            named = [*dict.fromkeys([*columns, self._key, "batch"])] if columns else self._schema.names
+            table = self._table.to_pyarrow_table(filters=bounds, columns=named)
         except FAILURES as error:
             raise DamagedError(f"{shown(self._location)!r} can't be read ({_line(error)}); restore it") from error
-        found = pl.DataFrame(pl.from_arrow(table.select(self._schema.names)))
+        found = pl.DataFrame(pl.from_arrow(table.select(named)))
         return found.sort("batch", maintain_order=True).unique(self._key, keep="first", maintain_order=True)
 
     def delete(self, user: str = "", before: str = "") -> int:
@@ -187,23 +196,38 @@ class EventLog:
         self.events = Log(below(location, "events"), EVENTS, "event_id", remember=True)
         self.impressions = Log(below(location, "impressions"), IMPRESSIONS, "request_id", remember=False)
 
-    def shown(self, after: int = -1) -> pl.DataFrame:
+    def shown(self, after: int = -1, upto: tuple[int, int] | None = None) -> pl.DataFrame:
         """A row for each item that was shown in groups of impressions behind `after`, as `feedback` wants them.
 
-        Columns request_id, query, item_id, text, position, score, swap, propensity, model_version, at, clicked, and
-        gain, for what was done with the item: 1 a click, 2 a cart, 3 a purchase, 0 nothing or a rejection. An event
+        `upto` are the last groups that count, of impressions and of events.
+
+        Columns request_id, query, item_id, text, position, score, swap, propensity, model_version, at, batch, clicked,
+        and gain, for what was done with the item: 1 a click, 2 a cart, 3 a purchase, 0 nothing or a rejection. An event
         without a request_id belongs to the last impression of its query, in the day before it, that has its item.
         """
-        rows = self.impressions.read(after).drop("user", "received", "batch", "day")
+        last, last_event = upto or (None, None)
+        rows = self.impressions.read(after, last).drop("user", "received", "day")
         rows = rows.explode("items").unnest("items").with_columns(pl.col("position").cast(pl.Int64))
-        gains = self._gains(rows)
+        gains = self._gains(rows, last_event)
         return rows.join(gains, on=["request_id", "item_id"], how="left", maintain_order="left").with_columns(
             gain=pl.col("gain").fill_null(0), clicked=pl.col("gain").fill_null(0) > 0
         )
 
-    def _gains(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def outcomes(self, after: tuple[int, int] = (-1, -1)) -> pl.DataFrame:
+        """A row for each request behind a group of impressions and one of events: request_id, model_version, at, and
+        gain, the most that was done with any of its items. Events without a request_id don't count.
+        """
+        asked = self.impressions.read(after[0], columns=["request_id", "model_version", "at"]).drop("batch")
+        events = self.events.read(after[1], columns=["event_id", "event", "request_id"])
+        events = events.filter(pl.col("request_id").is_not_null())
+        gain = pl.col("event").replace_strict(GAINS, default=0, return_dtype=pl.Int64)
+        gains = events.group_by("request_id").agg(gain=gain.max())
+        joined = asked.join(gains, on="request_id", how="left", maintain_order="left")
+        return joined.with_columns(pl.col("gain").fill_null(0))
+
+    def _gains(self, rows: pl.DataFrame, last: int | None) -> pl.DataFrame:
         """The most that was done with an item of a request."""
-        events = self.events.read().with_columns(gain=pl.col("event").replace_strict(GAINS, default=0))
+        events = self.events.read(upto=last).with_columns(gain=pl.col("event").replace_strict(GAINS, default=0))
         events = events.select("request_id", "item_id", "query", "position", "at", "gain")
         own, loose = events.filter(pl.col("request_id").is_not_null()), events.filter(pl.col("request_id").is_null())
         where = rows.select("request_id", "item_id", "query", "position", shown_at="at")
@@ -211,7 +235,12 @@ class EventLog:
         placed = placed.with_columns(pl.col("position").cast(pl.Int64)).join(where, on=["request_id", "position"])
         late = loose.drop("request_id", "position").sort("at")
         found = late.join_asof(
-            where.sort("shown_at"), left_on="at", right_on="shown_at", by=["query", "item_id"], tolerance="1d"
+            where.sort("shown_at"),
+            left_on="at",
+            right_on="shown_at",
+            by=["query", "item_id"],
+            tolerance="1d",
+            check_sortedness=False,
         ).filter(pl.col("request_id").is_not_null())
         columns = ["request_id", "item_id", "gain"]
         parts = [own.filter(pl.col("item_id").is_not_null()), placed, found]

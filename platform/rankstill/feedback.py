@@ -231,6 +231,20 @@ def relevance(shown: pl.DataFrame, seen: Examination, clip: float = 10.0, streng
     )
 
 
+def click_targets(shown: pl.DataFrame, seen: Examination, clip: float = 10.0, strength: float = 5.0) -> pl.DataFrame:
+    """What a student is to learn from clicks: columns query, item_id, and `clicks`, each shown item's share.
+
+    The share is that of its query's debiased clicks, sum of gain / examination over the requests that showed it, whose
+    weights are cut off at `clip`. As if `strength` further clicks had gone nowhere, the
+    shares of a query sum to less than 1, and to little where there were few clicks.
+    """
+    weight_N = np.minimum(1 / np.maximum(seen.at(shown["position"].to_numpy()), SMALLEST), clip)
+    rows = shown.select("query", "item_id", gained=pl.Series(weight_N) * shown["gain"])
+    found = rows.group_by("query", "item_id", maintain_order=True).agg(pl.col("gained").sum())
+    share = pl.col("gained") / (pl.col("gained").sum().over("query") + strength)
+    return found.select("query", "item_id", clicks=share)
+
+
 def weighted_mean(values_N: Floats, weights_N: Floats, clip: float = np.inf) -> WeightedMean:
     """The mean of values under another policy than the one that was logged.
 

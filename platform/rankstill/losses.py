@@ -45,7 +45,16 @@ def listwise_softmax(scores_QN: Tensor, labels_QN: Tensor, mask_QN: Tensor) -> T
     """
     gains = _gains(labels_QN, mask_QN)
     targets = gains / gains.sum(dim=-1, keepdim=True).clamp_min(1e-12)
-    return -_masked_sum(targets * _masked_log_softmax(scores_QN, mask_QN), mask_QN)
+    return softmax_cross_entropy(scores_QN, targets, mask_QN)
+
+
+def softmax_cross_entropy(scores_QN: Tensor, targets_QN: Tensor, mask_QN: Tensor) -> Tensor:
+    """-sum_i p_i log softmax(s)_i for targets p.
+
+    Where p are clicks weighted by 1 / propensity, it is the unbiased softmax loss of Ai, Bi, Luo, Guo and Croft,
+    "Unbiased Learning to Rank with Unbiased Propensity Estimation", 2018.
+    """
+    return -_masked_sum(targets_QN * _masked_log_softmax(scores_QN, mask_QN), mask_QN)
 
 
 def pointwise_bce(scores_QN: Tensor, targets_QN: Tensor, mask_QN: Tensor) -> Tensor:

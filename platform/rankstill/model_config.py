@@ -281,7 +281,7 @@ class Distill(Section):
     """The student's loss, per list with student scores s, teacher scores t and labels y.
 
     alpha * T^2 * kl(t/T, s/T) + (1 - alpha) * hard(s, y) + pointwise * BCE(s, t) + margin * MarginMSE(s, t) +
-    the terms of `features` + those of `grades`.
+    clicks * softmax(s, c) + the terms of `features` + those of `grades`.
     """
 
     temperature: Schedule = Schedule(start=1.0, end=1.0)
@@ -299,6 +299,9 @@ class Distill(Section):
     """Weight of the binary cross-entropy that ties the logits to the teacher's scale."""
     margin: float = Field(default=0.0, ge=0)
     """Weight of MarginMSE: differences of scores are to be the teacher's."""
+    clicks: float = Field(default=1.0, ge=0)
+    """Weight of what shoppers clicked, on lists of which that is known: cross-entropy with the debiased shares c of the
+    clicks, which sum to less than 1 where there are few."""
     features: Features = Features()
     """Terms on hidden states, attention and relations, for which the teacher runs beside the student."""
     grades: Grades = Grades()

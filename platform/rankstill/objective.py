@@ -18,6 +18,7 @@ from rankstill.losses import (
     pointwise_mse,
     ranknet,
     soft_kl,
+    softmax_cross_entropy,
 )
 from rankstill.model_config import Distill, Schedule
 
@@ -31,7 +32,8 @@ RANKING: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Objective:
-    """loss = alpha * T^2 * KL + (1 - alpha) * hard + pointwise * BCE + margin * MarginMSE, per list.
+    """loss = alpha * T^2 * KL + (1 - alpha) * hard + pointwise * BCE + margin * MarginMSE, per list; `clicking` and
+    `grading` are further terms.
 
     The target of `pointwise` is sigmoid(teacher score) where there is one, and label / label_max elsewhere. Pointwise
     hard losses compare with the judgements alone: "bce" with label / label_max, "mse" with the label. `label_max` is
@@ -75,6 +77,10 @@ class Objective:
         if wanted.margin:
             loss_Q = loss_Q + wanted.margin * margin_mse(scores_QN, teacher_QN, labelled_QN)
         return loss_Q
+
+    def clicking(self, scores_QN: Tensor, clicks_QN: Tensor, mask_QN: Tensor) -> Tensor:
+        """Loss of each list against shares of its clicks (`click_targets`), [Q]; NaN where an item wasn't shown."""
+        return self.distill.clicks * softmax_cross_entropy(scores_QN, clicks_QN.nan_to_num(0.0), mask_QN)
 
     def grading(
         self, logits_QNC: Tensor, labels_QN: Tensor, teacher_QNC: Tensor, mask_QN: Tensor, progress: float = 0.0

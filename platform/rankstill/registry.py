@@ -79,8 +79,16 @@ class Registry:
                 f"the registry {self.uri} can't be used ({reason}); see to it, or name another with MLFLOW_TRACKING_URI"
             ) from error
 
-    def register(self, name: str, folder: Path, tags: Mapping[str, str], record: Record | None = None) -> Version:
-        """Register an artifact as the name's next version and challenger, and as champion if there is none.
+    def register(
+        self,
+        name: str,
+        folder: Path,
+        tags: Mapping[str, str],
+        record: Record | None = None,
+        challenger: bool = True,
+    ) -> Version:
+        """Register an artifact as the name's next version and, unless told otherwise, challenger; and as champion if
+        there is none.
 
         `record` becomes the MLflow run that the version comes from. An artifact that is registered under the name
         already keeps its version.
@@ -99,10 +107,20 @@ class Registry:
             else:
                 run = self._log(name, record) if record else None
                 version = self._client.create_model_version(name, source, run_id=run, tags=dict(tags))
-            self._client.set_registered_model_alias(name, CHALLENGER, version.version)
+            if challenger:
+                self._client.set_registered_model_alias(name, CHALLENGER, version.version)
             if CHAMPION not in self._client.get_registered_model(name).aliases:
                 self._client.set_registered_model_alias(name, CHAMPION, version.version)
         return self.resolve(f"{name}/{version.version}", "registry")
+
+    def note(self, version: Version, tags: Mapping[str, Any]) -> None:
+        """Write down what became of a version."""
+        for key, value in tags.items():
+            self._client.set_model_version_tag(version.name, str(version.number), key, str(value)[:MLFLOW_LENGTH])
+
+    def notes(self, version: Version) -> dict[str, str]:
+        """What was written down of a version."""
+        return dict(self._client.get_model_version(version.name, str(version.number)).tags)
 
     def record(self, name: str, record: Record) -> None:
         """Log what was not registered, unless the name has a run of that title."""

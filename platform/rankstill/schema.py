@@ -56,12 +56,14 @@ LISTS = pa.schema(
                 label=pa.float32(),
                 score=pa.float32(),
                 logits=pa.list_(pa.float32()),
+                clicks=pa.float32(),
             ),
             nullable=False,
         ),
     ]
 )
-"""Candidate lists: the items of one query, with judgement, teacher score and logits where there are any."""
+"""Candidate lists: the items of one query, with judgement, teacher score and logits where there are any, and with the
+share of the debiased clicks where shoppers saw them (see `click_targets`)."""
 
 _LOGGED = [
     pa.field("received", pa.timestamp("us", tz="UTC"), nullable=False),

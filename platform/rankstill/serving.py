@@ -3,7 +3,9 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
@@ -26,16 +28,16 @@ class Serving:
 
     def __init__(self, address: str = "") -> None:
         """Raises RunError where nothing answers."""
-        self._address = address or os.environ.get("RAY_DASHBOARD_ADDRESS", ADDRESS)
+        self.address = address or os.environ.get("RAY_DASHBOARD_ADDRESS", ADDRESS)
         try:
-            self._client = ServeSubmissionClient(self._address)
+            self._client = ServeSubmissionClient(self.address)
         except (*FAILURES, ConnectionError, ValueError) as error:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> RunError:
         reason = " ".join(str(error).split())[:200]
         return RunError(
-            f"Ray Serve can't be reached at {self._address} ({reason}); start it, or set RAY_DASHBOARD_ADDRESS"
+            f"Ray Serve can't be reached at {self.address} ({reason}); start it, or set RAY_DASHBOARD_ADDRESS"
         )
 
     def details(self) -> dict[str, Any]:
@@ -136,6 +138,21 @@ class Endpoint:
         self._serving, self._waiting = serving, waiting
 
     @property
+    def url(self) -> str:
+        """Where it answers, for those who reach the dashboard.
+
+        Raises:
+            RunError: it doesn't say.
+        """
+        options = self._serving.details().get("http_options") or {}
+        host, port = options.get("host"), options.get("port")
+        if not host or not port:
+            raise RunError("Ray Serve tells no HTTP address; start the endpoint with python -m serve.app")
+        if host in ("0.0.0.0", "::"):  # noqa: S104 (every address, the dashboard's too)
+            host = urlsplit(self._serving.address).hostname
+        return f"http://{host}:{port}"
+
+    @property
     def served(self) -> Served | None:
         """Its versions; None where none runs."""
         return self._serving.served()
@@ -188,3 +205,19 @@ class Endpoint:
         if served is None:
             raise RunError("the endpoint is gone; start it again")
         return self._serving.config(), served
+
+
+def running_endpoint(waiting: Callable[[str], None]) -> Endpoint | None:
+    """The running endpoint; None where nothing answers at the usual address.
+
+    Raises:
+        RunError: an address was given, and nothing answers there.
+    """
+    if (Path.home() / ".ray" / "auth_token").is_file():  # which clusters on this machine ask for
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        return Endpoint(Serving(), waiting)
+    except RunError:
+        if "RAY_DASHBOARD_ADDRESS" in os.environ:
+            raise
+        return None

@@ -255,12 +255,13 @@ class Learner:
                 rows = batch.rows_P[batch.groups[0]].tolist()
                 seen = self._matcher.look(collate(tokens, rows, self._matcher.teacher.pad_id))
         logits_QNC = batch.arrange([outputs.logits.float() for outputs in passes])
-        labels_QN, teacher_QN, mask_QN, grades_QNC = (
+        labels_QN, teacher_QN, mask_QN, grades_QNC, clicks_QN = (
             frame.to(logits_QNC.device)
-            for frame in (batch.labels_QN, batch.teacher_QN, batch.mask_QN, batch.grades_QNC)
+            for frame in (batch.labels_QN, batch.teacher_QN, batch.mask_QN, batch.grades_QNC, batch.clicks_QN)
         )
         objective, progress = self._job.objective, self._engine.global_steps / self._steps
         loss_Q = objective(logits_QNC[..., 0], labels_QN, teacher_QN, mask_QN, progress)
+        loss_Q = loss_Q + objective.clicking(logits_QNC[..., 0], clicks_QN, mask_QN)
         if self._encoder.grades:
             loss_Q = loss_Q + objective.grading(logits_QNC[..., 1:], labels_QN, grades_QNC, mask_QN, progress)
         loss = loss_Q.mean()

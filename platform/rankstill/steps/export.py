@@ -74,10 +74,12 @@ def export_compared(
     return export(run, prepared, taught, labelled, trained, measured, compared.folder.name)
 
 
-def register(run: Run, artifact: Path, student: Path, metric: float, tags: Mapping[str, str]) -> Version:
+def register(
+    run: Run, artifact: Path, student: Path, metric: float | None, tags: Mapping[str, str], challenger: bool = True
+) -> Version:
     """Register an artifact under the run's name, with the MLflow run of the student folder that it was made of.
 
-    `metric` is its nDCG@10 on the test split.
+    `metric` is its nDCG@10 on the test split, where that is known; `challenger` whether it becomes that.
     """
     made = load_artifact(artifact).manifest["made_from"]
     record = Record(
@@ -90,7 +92,8 @@ def register(run: Run, artifact: Path, student: Path, metric: float, tags: Mappi
             "config": json.dumps(made["config"]),
         },
     )
-    version = Registry(run.root).register(run.config.name, artifact, {"test_ndcg": f"{metric:.6f}", **tags}, record)
+    known = {} if metric is None else {"test_ndcg": f"{metric:.6f}"}
+    version = Registry(run.root).register(run.config.name, artifact, {**known, **tags}, record, challenger)
     run.reporter.event("registry", state="registered", version=str(version), aliases=",".join(version.aliases))
     return version
 

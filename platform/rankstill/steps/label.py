@@ -44,10 +44,7 @@ class Labelled:
 def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     """Label what has no label yet, then join judgements and soft labels to candidate lists."""
     settings = run.config.labels
-    models = [member.model for member in taught.ensemble.members]
-    if settings.precision == "int8":
-        models = [quantised(run, prepared, model) for model in models]
-    labellers = [open_labeller(run, model) for model in models]
+    labellers = open_labellers(run, prepared, taught)
     wanted = settings.model_dump(include={"candidates", "mix", "made_queries", "made_candidates", "made_mix"})
     fingerprints = [one.store.fingerprint for one in labellers]
     combine = run.config.teacher.combine
@@ -56,15 +53,33 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     def build(folder: Path) -> None:
         train, valid = pairs_to_label(run, prepared)
         both = pl.concat([train, valid], how="diagonal")
-        found = [labels_for(run, one, both, prepared.key) for one in labellers]
-        labels = combine_labels(taught.ensemble, both, found, combine)
+        labels = labels_of(run, taught, labellers, both, prepared.key)
         for split, pairs in (("train", train), ("valid", valid)):
             pq.write_table(build_lists(pairs, labels), folder / f"{split}.parquet")
-        stores = {one.store.where: [commit.run for commit in one.store.commits()] for one in labellers}
-        write_json(folder / "labels.json", stores)
+        write_stores(labellers, folder)
 
     store = labellers[0].store
     return Labelled(key, run.step("lists", key, build), store.fingerprint, store.where)
+
+
+def open_labellers(run: Run, prepared: Prepared, taught: Taught) -> list[Labeller]:
+    """The teacher's members, each with its store of labels."""
+    models = [member.model for member in taught.ensemble.members]
+    if run.config.labels.precision == "int8":
+        models = [quantised(run, prepared, model) for model in models]
+    return [open_labeller(run, model) for model in models]
+
+
+def labels_of(run: Run, taught: Taught, labellers: list[Labeller], pairs: pl.DataFrame, data: str) -> pl.DataFrame:
+    """The teacher's label of each pair; what no store has yet is scored. `data` is the key of what pairs come from."""
+    found = [labels_for(run, one, pairs, data) for one in labellers]
+    return combine_labels(taught.ensemble, pairs, found, run.config.teacher.combine)
+
+
+def write_stores(labellers: list[Labeller], folder: Path) -> None:
+    """Write down which commits of which stores lists were made from."""
+    stores = {one.store.where: [commit.run for commit in one.store.commits()] for one in labellers}
+    write_json(folder / "labels.json", stores)
 
 
 def pairs_to_label(run: Run, prepared: Prepared) -> tuple[pl.DataFrame, pl.DataFrame]:

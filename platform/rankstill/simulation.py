@@ -1,0 +1,115 @@
+"""SIMULATION: shoppers in a generated shop, whose demand drifts; for tests and the demo.
+
+A shopper looks at a position with a probability that falls with it, and clicks an item that was looked at the likelier
+the better it fits, sometimes by mistake. When demand drifts, the shop sells further types of products, and a share of
+the shoppers call the old ones by words that nobody used before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import polars as pl
+
+from rankstill.catalogue import Shelves, choose_candidates, grade
+from rankstill.catalogue_items import Item, draw_items, write_items
+from rankstill.catalogue_queries import Query, draw_queries
+
+LOOKED = 1.0
+"""A position is looked at as (position + 1) ** -LOOKED."""
+CLICKED = (0.01, 0.05, 0.2, 0.5)
+"""How likely an item that was looked at is clicked, by how well it fits."""
+SEASONAL = 4
+"""One type in so many comes with the drift."""
+SLANG = ("zorbo", "quindle", "faplet", "mirvo", "tashik", "brundo", "elpix", "norvat", "wizzle", "kembra", "dulfi",
+         "pastro", "jibbex", "ultrin", "sevvo", "hocket")  # fmt: skip
+"""Words that mean nothing yet."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What one shopper asks, and what the shop's search found for it, in no order."""
+
+    query: str
+    items: list[dict[str, str]]
+    """Of each: id and title."""
+    grades: list[int]
+    """How well each fits, 0 to 3; the simulation's secret."""
+
+
+@dataclass
+class SimulatedShop:
+    """A shop and its shoppers; the same seed gives the same shop and, visit by visit, the same shoppers."""
+
+    items: int = 1200
+    queries: int = 240
+    candidates: int = 10
+    seed: int = 0
+    _asked: dict[bool, list[Visit]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        rng = Random(self.seed)  # noqa: S311 (made-up goods, no secrets)
+        stock = draw_items(rng, self.items)
+        self._table = write_items(rng, stock)
+        kinds = sorted({item.kind.name for item in stock})
+        self.seasonal = set(kinds[::SEASONAL])
+        """Types that come with the drift."""
+        usual = [name for name in kinds if name not in self.seasonal]
+        self.slang = dict(zip(usual, SLANG, strict=False))
+        """What shoppers call some of the others then."""
+        old = [place for place, item in enumerate(stock) if item.kind.name not in self.seasonal]
+        self._old = self._table[old]
+        asked = draw_queries(rng, stock, self.queries)
+        known = [query for query in asked if query.kind.name not in self.seasonal]
+        further = [query for query in asked if query.kind.name in self.seasonal]
+        renamed = [self._renamed(query) for query in known if query.kind.name in self.slang]
+        within = {place: number for number, place in enumerate(old)}
+        moved = [query._replace(target=within[query.target]) for query in known]
+        before = _visits(rng, [stock[place] for place in old], self._old, moved, self.candidates)
+        after = _visits(rng, stock, self._table, [*renamed, *further], self.candidates)
+        self._asked = {False: before, True: after}
+
+    def catalogue(self, drifted: bool = False) -> pl.DataFrame:
+        """Its items: item_id, title, description, brand."""
+        return self._table if drifted else self._old
+
+    def judgements(self) -> pl.DataFrame:
+        """What somebody judged before demand drifted: query, item_id, title, label."""
+        rows = [
+            {"query": visit.query, "item_id": item["id"], "title": item["title"], "label": float(label)}
+            for visit in self._asked[False]
+            for item, label in zip(visit.items, visit.grades, strict=True)
+        ]
+        return pl.DataFrame(rows)
+
+    def visit(self, rng: Random, drifted: float = 0.0) -> Visit:
+        """The next shopper, who asks for what is new with probability `drifted`."""
+        visit = rng.choice(self._asked[rng.random() < drifted])
+        places = rng.sample(range(len(visit.items)), len(visit.items))
+        return Visit(visit.query, [visit.items[place] for place in places], [visit.grades[place] for place in places])
+
+    def _renamed(self, query: Query) -> Query:
+        """A query for the same thing, in new words."""
+        forms = list(query.kind.attributes.values())
+        words = [forms[place][value][0] for place, value in query.wanted.items()]
+        return query._replace(text=" ".join([*words[:1], self.slang[query.kind.name]]).lower())
+
+
+def clicks(rng: Random, grades: Sequence[int]) -> list[int]:
+    """Positions, from 0, that a shopper clicks, of items that fit so well in the order shown."""
+    chances = [(place + 1) ** -LOOKED * CLICKED[fits] for place, fits in enumerate(grades)]
+    return [place for place, chance in enumerate(chances) if rng.random() < chance]
+
+
+def _visits(
+    rng: Random, stock: Sequence[Item], table: pl.DataFrame, queries: Sequence[Query], count: int
+) -> list[Visit]:
+    shelves = Shelves(stock)
+    ids, titles = table["item_id"].to_list(), table["title"].to_list()
+    found: dict[str, Visit] = {}
+    for query in queries:
+        places = choose_candidates(rng, shelves, query, count)
+        items = [{"id": ids[place], "title": titles[place]} for place in places]
+        text = query.text.lower()
+        found.setdefault(text, Visit(text, items, [grade(query, stock[place]) for place in places]))
+    return [visit for visit in found.values() if len(set(visit.grades)) > 1]
