@@ -5,10 +5,13 @@ BIN := .venv/bin
 # Torch first and pinned: whatever asks for it later finds it there.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test lint bench serve clean
+.PHONY: demo demo-loop test lint bench serve clean
 
 demo: .venv/.demo
 	$(BIN)/python -m jobs.demo --config jobs/configs/demo.yaml
+
+demo-loop: .venv/.demo
+	$(BIN)/python -m jobs.demo_loop --config jobs/configs/loop.yaml
 
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +65,47 @@ def ask(config: Config, question: dict[str, Any]) -> dict[str, Any]:
     Raises:
         RunError: the endpoint didn't get ready, or refused.
     """
+    with endpoint(config, f"{config.name}@challenger") as (url, _):
+        body = {"query": question["query"], "documents": question["documents"]}
+        response = httpx.post(f"{url}/v1/rerank", json=body, timeout=30)
+    if response.status_code != 200:
+        raise RunError(f"the endpoint answered {response.status_code} ({response.text[:200]}); see serve.log")
+    return response.json()
+
+
+@contextmanager
+def endpoint(config: Config, model: str) -> Iterator[tuple[str, str]]:
+    """An endpoint on a free port, as the config says, until this is left: its URL, and that of Ray's dashboard.
+
+    Raises:
+        RunError: it didn't get ready.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "serve.app", "--model", f"{config.name}@challenger"]
-    overrides = [f"serve.port={port}", f"storage.root={json.dumps(str(config.storage.folder))}"]
-    log_path = config.storage.folder / "serve.log"
+    root = config.storage.folder
+    settings = {**config.serve.model_dump(mode="json"), "port": port}
+    given = [f"serve.{name}={json.dumps(value)}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "serve.app", "--model", model, f"storage.root={json.dumps(str(root))}", *given]
+    log_path = root / "serve.log"
     with log_path.open("wb") as log:
-        server = subprocess.Popen([*command, *overrides], stdout=log, stderr=log)
+        server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             _wait_ready(server, f"http://127.0.0.1:{port}/readyz", log_path)
-            body = {"query": question["query"], "documents": question["documents"]}
-            response = httpx.post(f"http://127.0.0.1:{port}/v1/rerank", json=body, timeout=30)
+            yield f"http://127.0.0.1:{port}", _dashboard(log_path)
         finally:
             server.terminate()
             server.wait()
-    if response.status_code != 200:
-        raise RunError(f"the endpoint answered {response.status_code} ({response.text[:200]}); see {str(log_path)!r}")
-    return response.json()
+
+
+def _dashboard(log: Path) -> str:
+    """What the endpoint said of Ray's dashboard once it was ready."""
+    for _ in range(100):
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("{") and "RAY_DASHBOARD_ADDRESS" in line:
+                return json.loads(line)["RAY_DASHBOARD_ADDRESS"]
+        time.sleep(0.1)
+    raise RunError(f"the endpoint told no dashboard; see {str(log)!r}")
 
 
 def _wait_ready(server: "subprocess.Popen[bytes]", url: str, log: Path) -> None:

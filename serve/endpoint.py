@@ -134,7 +134,7 @@ class Endpoint:
         api.post("/rerank", responses=_PROBLEMS, openapi_extra=extra)(self.rerank)
         api.post("/v1/feedback", response_model=FeedbackAnswer, responses=_PROBLEMS)(self.feedback)
         api.get("/v1/models")(self.models)
-        api.get("/v1/loop", responses={404: _PROBLEMS[404]})(self.loop)
+        api.get("/v1/loop")(self.loop)
         api.post("/v1/loop", responses={code: _PROBLEMS[code] for code in (403, 404, 422)})(self.want)
         api.get("/healthz")(self.healthz)
         api.get("/readyz", responses={503: _PROBLEMS[503]})(self.readyz)
@@ -212,26 +212,27 @@ class Endpoint:
         return {"object": "list", "data": told}
 
     async def loop(self) -> Response:
-        """Where the loop is that refreshes the model, what it decided, and how shoppers take to each version."""
-        return Response(encoded(self._loop().told()), media_type=JSON)
+        """Where the loop is that refreshes the model, what it decided, and how shoppers take to each version; nulls
+        where there is none.
+        """
+        loop = self._loop()
+        told = loop.told() if loop else dict.fromkeys(("state", "control", "curve"))
+        return Response(encoded(told), media_type=JSON)
 
     async def want(self, request: Request, body: LoopOrder) -> Response:
         """Hold the loop back, or tell it to promote or roll back; for admins."""
         if not request.state.caller.may("admin"):
             raise HTTPException(403, "this key has not the role 'admin'; ask with one that has")
-        control = self._loop().want(**body.model_dump(exclude_unset=True))
+        loop = self._loop()
+        if loop is None:
+            raise HTTPException(404, "no loop refreshes this model; start python -m jobs.refresh --every 15m")
+        control = loop.want(**body.model_dump(exclude_unset=True))
         return Response(encoded(control.model_dump()), media_type=JSON)
 
-    def _loop(self) -> Loop:
-        """The loop's files.
-
-        Raises:
-            HTTPException: there is no loop.
-        """
-        loop = Loop(Path(self._settings.root), self.traffic.served.name) if self._settings.root else None
-        if loop is None or not loop.exists:
-            raise HTTPException(404, "no loop refreshes this model; start python -m jobs.refresh --every 15m")
-        return loop
+    def _loop(self) -> Loop | None:
+        """The loop's files; None where none ever ran."""
+        loop = Loop(Path(self._settings.root), self.traffic.served.name)
+        return loop if self._settings.root and loop.exists else None
 
     async def healthz(self) -> dict[str, str]:
         """Whether the process answers."""

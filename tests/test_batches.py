@@ -128,6 +128,8 @@ def test_a_batch_has_everything_in_its_place():
     expected = np.array([[4, 2, NAN], [5, NAN, NAN], [1, 0, NAN]])
     np.testing.assert_array_equal(batch.labels_QN.numpy(), expected)
     np.testing.assert_array_equal(batch.teacher_QN.numpy(), np.array([[NAN, -2, -3], [-5, NAN, NAN], [-1, 0, NAN]]))
+    clicks = np.array([[4 / 6, 2 / 6, NAN], [NAN, NAN, NAN], [NAN, 0, NAN]], dtype=np.float32)
+    np.testing.assert_array_equal(batch.clicks_QN.numpy(), clicks)
     assert batch.rows_P.tolist() == [4, 2, 3, 5, 1, 0]
     lengths = lists.tokens.lengths_B[batch.rows_P]
     assert [len(places) for places in batch.groups] == [2, 2, 2]

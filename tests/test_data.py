@@ -383,16 +383,16 @@ def test_lists_join_soft_labels_and_keep_the_order():
             "query_id": "b",
             "query": "query b",
             "items": [
-                {"item_id": "2", "text": "t2", "label": 1.0, "score": 1.5, "logits": None},
-                {"item_id": "1", "text": "t1", "label": 0.0, "score": -4.0, "logits": None},
+                {"item_id": "2", "text": "t2", "label": 1.0, "score": 1.5, "logits": None, "clicks": None},
+                {"item_id": "1", "text": "t1", "label": 0.0, "score": -4.0, "logits": None, "clicks": None},
             ],
         },
         {
             "query_id": "a",
             "query": "query a",
             "items": [
-                {"item_id": "1", "text": "t1", "label": None, "score": 0.25, "logits": [1.0, 2.0]},
-                {"item_id": "9", "text": "t9", "label": 3.0, "score": None, "logits": None},
+                {"item_id": "1", "text": "t1", "label": None, "score": 0.25, "logits": [1.0, 2.0], "clicks": None},
+                {"item_id": "9", "text": "t9", "label": 3.0, "score": None, "logits": None, "clicks": None},
             ],
         },
     ]
@@ -400,7 +400,7 @@ def test_lists_join_soft_labels_and_keep_the_order():
 
 def test_lists_without_soft_labels():
     items = build_lists(pairs_of(("a", "1", 1.0)), None).to_pylist()[0]["items"]
-    assert items == [{"item_id": "1", "text": "t1", "label": 1.0, "score": None, "logits": None}]
+    assert items == [{"item_id": "1", "text": "t1", "label": 1.0, "score": None, "logits": None, "clicks": None}]
 
 
 def test_the_fingerprint_follows_files_and_settings(tmp_path):

@@ -3,7 +3,16 @@ import polars as pl
 import pytest
 
 from rankstill.errors import DataError
-from rankstill.feedback import by_em, by_swaps, cascade, examination, relevance, weighted_mean
+from rankstill.feedback import (
+    Examination,
+    by_em,
+    by_swaps,
+    cascade,
+    click_targets,
+    examination,
+    relevance,
+    weighted_mean,
+)
 from tests.benchmarks.clicks import shoppers
 
 
@@ -123,3 +132,14 @@ def test_a_mean_under_another_policy():
     assert weighted_mean(clicks.astype(float), np.ones(len(arm))).effective == len(arm)
     with pytest.raises(DataError, match="all weights are 0"):
         weighted_mean(np.ones(2), np.zeros(2))
+
+
+def test_click_targets_are_debiased_shares_that_trust_few_clicks_little():
+    seen = Examination(np.array([1.0, 0.5, 0.05]), np.zeros(3), np.ones(3), "test", 1)
+    rows = [("r1", "drill", "a", 0, 1), ("r1", "drill", "b", 1, 0), ("r1", "drill", "c", 2, 1)]
+    rows += [("r2", "drill", "b", 0, 0), ("r2", "drill", "a", 1, 3), ("r3", "lamp", "d", 0, 0)]
+    shown = pl.DataFrame(rows, ["request_id", "query", "item_id", "position", "gain"], orient="row")
+    found = click_targets(shown, seen, clip=10.0, strength=5.0)
+    # a: 1 / 1 + 3 / 0.5; c: 1 / 0.05, cut off at 10
+    expected = [("drill", "a", 7 / 22), ("drill", "b", 0.0), ("drill", "c", 10 / 22), ("lamp", "d", 0.0)]
+    assert found.rows() == [(query, item, pytest.approx(share)) for query, item, share in expected]

@@ -199,3 +199,12 @@ def test_a_teacher_of_other_grades_is_named():
     objective = Objective(distill(grades={"alpha": 0.5}), 3.0)
     with pytest.raises(ConfigError, match=r"student\.grades is 3, .* logits of 2 grades; give that number"):
         objective.grading(LOGITS, LABELS, torch.zeros(1, 2, 2), REAL)
+
+
+def test_clicks_pull_scores_where_there_are_any():
+    objective = Objective(distill(clicks=2.0), label_max=3.0)
+    clicks = torch.tensor([[0.5, NAN]])
+    assert objective.clicking(SCORES, clicks, REAL).tolist() == [near(2.0 * 0.5 * LISTWISE)]
+    assert objective.clicking(SCORES, torch.tensor([[NAN, NAN]]), REAL).tolist() == [0.0]
+    masked = objective.clicking(SCORES, torch.tensor([[0.5, 0.5]]), torch.tensor([[True, False]]))
+    assert masked.tolist() == [0.0], "of one candidate there is nothing to choose"

@@ -59,7 +59,7 @@ class Trial(Part):
     placed: bool = False
     """Whether the endpoint has been told what this stage wants."""
     before: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """How both did, as ingresses had counted when it began."""
+    """How versions did, as ingresses had counted when copies began."""
     stages: list[Stage] = Field(default_factory=list)
     reason: str = ""
     """Why it is promoted or withdrawn."""

@@ -54,7 +54,7 @@ class Rollout:
             raise ConfigError(f"{version} is champion already; name a challenger")
         after = self._log.impressions.last(), self._log.events.last()
         trial = Trial(champion=champion, challenger=str(version), begun=datetime.now(UTC), after=after)
-        trial.before = self._counts()
+        self._counts()  # which can be reached
         self._say("canary", state="begun", challenger=str(version), champion=champion)
         return self._loop.write(self._loop.state.model_copy(update={"phase": "shadow", "trial": trial}))
 
@@ -94,6 +94,8 @@ class Rollout:
             wanted = {"shadow": 0.0, "weight": 100 * trial.stages[-1].share}
         self._endpoint.share(described(version), wanted, self._window)
         trial.placed = True
+        if state.phase == "shadow":
+            trial.before = self._counts()
         if trial.stages:
             trial.stages[-1].begun = datetime.now(UTC)
         self._say(

@@ -117,7 +117,7 @@ def fresh_lists(run: Run, prepared: Prepared, taught: Taught, old: Labelled, upt
 def fresh_pairs(
     config: Config, prepared: Prepared, shown: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
-    """Pairs that were shown, of queries to learn from and of held-out ones (PAIR's columns, pair_id, clicks); and counts.
+    """Pairs that were shown, of queries to learn from and of held-out ones (PAIR, pair_id, clicks); and counts.
 
     Queries that judgements hold out are held out here too, and others by the same hash. An item that came as an id
     alone has the text that the data know of it; without one it is left out.
