@@ -29,7 +29,7 @@ from rankstill.errors import RunError
 from rankstill.loop import Loop
 from rankstill.simulation import SimulatedShop, clicks
 
-CALM, RAMP, DRIFTED = 45.0, 15.0, 0.8
+CALM, RAMP, DRIFTED = 45.0, 15.0, 1.0
 """Seconds before demand drifts, and until all of the drift is there; share of the shoppers who ask for what is new."""
 AFTER = 60.0
 """Seconds that the promoted student is watched."""

@@ -72,7 +72,7 @@ def test_a_pair_of_positions_without_clicks_is_told():
 def test_few_swaps_fall_back_to_the_model():
     shown, _ = shoppers(20_000, LOOKED, swaps=0.0001)
     assert examination(shown, 5).method == "position-based model"
-    assert examination(shoppers(20_000, LOOKED, swaps=0.5)[0], 5).method == "swaps"
+    assert examination(shoppers(200_000, LOOKED, swaps=0.5)[0], 5).method == "swaps"
     assert examination(shown.drop("swap"), 5).method == "position-based model"
 
 

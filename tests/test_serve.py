@@ -24,6 +24,7 @@ from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.calibration import Calibration
 from rankstill.cluster import dashboard
 from rankstill.cross_encoder import CrossEncoder
+from rankstill.curve import curve
 from rankstill.encoders import random_model, random_tokenizer
 from rankstill.errors import AddressError, ModelError
 from rankstill.event_log import EventLog
@@ -36,8 +37,11 @@ from rankstill.item_index import (
     missing_items,
     tower_of,
 )
+from rankstill.loop import Loop
 from rankstill.model_config import RandomModel, Student
+from rankstill.refresh_config import Canary
 from rankstill.registry import Registry
+from rankstill.rollout import Rollout
 from rankstill.served import Version
 from rankstill.serving import APP, Endpoint, Serving
 from rankstill.students import make_student
@@ -441,6 +445,74 @@ def test_versions_come_share_and_go_without_a_lost_request(url, serving, root):
         "what is there to compare with stays"
     )
     assert httpx.post(f"{url}/v1/rerank", json=named, timeout=30).status_code == 404
+
+
+def test_shoppers_decide_about_a_challenger(url, serving, root):
+    """Copies first, then half of the traffic, until the one that they click is champion; then somebody rolls back."""
+    registry, loop, log = Registry(root), Loop(root, "shop"), EventLog(f"{root}/feedback")
+    wanted = Canary(shares=(0.5,), requests=(), copies=20, attribution=0.0, agreement=-1.0, slower_ms=10_000.0)
+    rollout = Rollout(wanted, 3600.0, loop, registry, Endpoint(serving, lambda _: None), log, lambda *_, **__: None)
+    stop, failed = threading.Event(), []
+
+    def shop() -> None:
+        while not stop.is_set():
+            answer = rerank(url)
+            if answer.status_code != 200:
+                failed.append(answer.text)
+                continue
+            told = answer.json()
+            if told["model_version"] == "shop/2":
+                body = {
+                    "event_id": told["request_id"],
+                    "event": "click",
+                    "request_id": told["request_id"],
+                    "position": 0,
+                }
+                httpx.post(f"{url}/v1/feedback", json=body, timeout=30).raise_for_status()
+
+    shopper = threading.Thread(target=shop)
+    shopper.start()
+    try:
+        rollout.begin(registry.resolve("shop/2", "test"))
+        phases = set()
+        while loop.state.trial:
+            phases.add(rollout.step().phase)
+            time.sleep(0.2)
+    finally:
+        stop.set()
+        shopper.join()
+    assert failed == []
+    assert phases == {"shadow", "canary", "idle"}
+    (decision,) = loop.state.decisions
+    assert (decision.what, decision.version) == ("promoted", "shop/2")
+    assert decision.numbers["challenger"] > 0.9 > 0.1 > decision.numbers["champion"]
+    assert rerank(url).json()["model_version"] == "shop/2"
+    assert registry.resolve("shop@champion", "test").number == 2
+    loop.draw(curve(log.outcomes()))
+    told = httpx.get(f"{url}/v1/loop").json()
+    assert told["state"]["decisions"][0]["what"] == "promoted"
+    assert {point["version"] for point in told["curve"]["points"]} == {"shop/1", "shop/2"}
+    assert httpx.post(f"{url}/v1/loop", json={"pinned": True}).json() == {
+        "paused": False,
+        "pinned": True,
+        "order": None,
+    }
+    assert httpx.post(f"{url}/v1/loop", json={"order": "explode"}).status_code == 422
+    loop.want(pinned=False)
+    endpoint = Endpoint(serving, lambda _: None)
+    endpoint.promote(Version(version="shop/1", app="shop-1", fields=("title", "brand")), window=3600)
+    registry.promote("shop/1", "test")
+    endpoint.drain("shop/2")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_shows_how_shoppers_take_to_each_version(url, tmp_path, width):
+    page, said = browse(f"{url}/", tmp_path, width, wait_ms=3000)
+    assert "CONSOLE" not in said, said
+    assert "shop/2 promoted: it is better" in page
+    assert page.count("<polyline") == 2
+    assert "Pin champion" in page
 
 
 def test_items_are_scored_from_an_index_that_changes(url, root):

@@ -4,6 +4,7 @@
 `clicked`; where two neighbours were put in random order, `swap` is the upper one's position, in all the request's rows.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ RESAMPLES = 40
 Z = 1.959964
 """Of a two-sided 95 % interval of a normal distribution."""
 SMALLEST = 1e-9
+PRECISE = 1.5
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Examination:
     def at(self, positions_N: Whole) -> Floats:
         """Of each position; those further down than the last are as likely as the last."""
         return self.value_K[np.minimum(positions_N, len(self.value_K) - 1)]
+
+    @property
+    def width(self) -> float:
+        """The widest interval's upper end, over its lower one."""
+        return float((self.high_K / np.maximum(self.low_K, SMALLEST)).max())
 
     def rows(self) -> list[list[str]]:
         """For a table, with its head."""
@@ -69,15 +76,24 @@ class WeightedMean:
 def examination(shown: pl.DataFrame, positions: int) -> Examination:
     """Examination of the first positions: from neighbours in random order where there are enough, else from a model.
 
+    A model assumes more, but learns from all requests; while swaps leave more than a factor of PRECISE open, whichever
+    is more certain counts.
+
     Raises:
         DataError: neither can tell.
     """
+    swaps = None
     if "swap" in shown.columns and shown["swap"].count():
-        try:
-            return by_swaps(shown, positions)
-        except DataError:
-            pass  # too few yet
-    return by_em(shown, positions)
+        with suppress(DataError):  # of too few yet
+            swaps = by_swaps(shown, positions)
+    if swaps and swaps.width < PRECISE:
+        return swaps
+    try:
+        return min((one for one in (by_em(shown, positions), swaps) if one), key=lambda one: one.width)
+    except DataError:
+        if swaps:
+            return swaps
+        raise
 
 
 def by_swaps(shown: pl.DataFrame, positions: int) -> Examination:
