@@ -27,7 +27,7 @@ promote, rollback and drain. Where there is no endpoint, a student that passes i
 EVERY = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 CURVE_GROUPS = 5000
-"""Groups of impressions that the curve looks back."""
+"""Groups of impressions, and of events, that the curve looks back."""
 RETRY_SECONDS = 30.0
 
 
@@ -140,7 +140,7 @@ class Engine:
 
         learnt = self.loop.state.learnt
         new = self.log.events.read(learnt[1], columns=["event_id"]).height
-        if learnt[0] < 0:
+        if learnt[0] < 0 or not new:
             return new, dict.fromkeys(("queries", "items", "scores"))
         shown = self.log.shown()
         return new, drift(shown.filter(pl.col("batch") <= learnt[0]), shown.filter(pl.col("batch") > learnt[0]))
@@ -248,8 +248,8 @@ class Engine:
         """Bring the curve up to date, for the page."""
         from rankstill.curve import curve
 
-        after = max(-1, self.log.impressions.last() - CURVE_GROUPS)
-        self.loop.draw(curve(self.log.outcomes((after, -1))))
+        impressions, events = (max(-1, one.last() - CURVE_GROUPS) for one in (self.log.impressions, self.log.events))
+        self.loop.draw(curve(self.log.outcomes((impressions, events))))
 
 
 if __name__ == "__main__":

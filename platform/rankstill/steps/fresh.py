@@ -96,13 +96,13 @@ def fresh_lists(run: Run, prepared: Prepared, taught: Taught, old: Labelled, upt
         scores = labels.select("pair_id", teacher="score")
         held.join(scores, on="pair_id", maintain_order="left").write_parquet(folder / "held.parquet")
         write_stores(labellers, folder)
-        cold = pl.concat(further)["query_id"].n_unique() if further else 0
+        made = own - train["query_id"].n_unique()
         told |= {
             "pairs": asked.height,
             "labelled anew": missing,
             "lists": {
                 "shown": train["query_id"].n_unique(),
-                "new items": cold,
+                "new items": made,
                 "replayed": replayed["query_id"].n_unique(),
             },
             "held-out queries": held["query_id"].n_unique(),
