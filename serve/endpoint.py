@@ -270,14 +270,15 @@ class Endpoint:
     ) -> Ranked:
         """A request's documents in order, by the version that answers it."""
         self._check(body.query, documents)
-        version = self._version(request, getattr(body, "model", None), user)
+        version, by_name = self._version(request, getattr(body, "model", None), user)
         wanted = self._request(request, body, documents, rank_fields or version.fields, bool(rank_fields))
         request.state.told.update(version=version.version, documents=len(documents))
         scores = await self._rankers.score(version, wanted, self.traffic)
         for other in self.traffic.shadows(version):
             self._rankers.copy(other, wanted, scores)
         ranked = rank(version, scores, getattr(body, "top_n", None), self._settings.swap_rate, self._draw)
-        self._recording.impression(request.state.request_id, user, wanted, ranked)
+        if not by_name:  # or those who compare versions would look like shoppers who click nothing
+            self._recording.impression(request.state.request_id, user, wanted, ranked)
         return ranked
 
     def _check(self, query: str, documents: list[Document]) -> None:
@@ -289,8 +290,8 @@ class Endpoint:
         if len(documents) > most:
             raise HTTPException(413, f"documents has {len(documents)} entries; send at most {most} a request")
 
-    def _version(self, request: Request, model: str | None, user: str) -> Version:
-        """The version that answers: one that is asked for, by those who may, or the caller's."""
+    def _version(self, request: Request, model: str | None, user: str) -> tuple[Version, bool]:
+        """The version that answers, the caller's or one that is asked for by those who may; and whether it was that."""
         traffic, caller = self.traffic, request.state.caller
         forced = request.headers.get("x-model-version", "")
         name = forced or (model or "")
@@ -300,12 +301,12 @@ class Endpoint:
             raise HTTPException(404, f"model {name[:200]!r} is not served here; ask for one of {names}")
         if found is None or (found is traffic.champion and not forced):
             key = user or request.headers.get("x-user", "")
-            return traffic.choose(key)
+            return traffic.choose(key), False
         if not caller.may("admin"):
             raise HTTPException(
                 403, f"model {name!r}: this key may not choose a version; ask for {traffic.served.name!r}"
             )
-        return found
+        return found, True
 
     def _request(
         self,

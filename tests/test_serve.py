@@ -332,6 +332,18 @@ def test_what_was_shown_is_kept_and_joined_with_what_was_done(url, root):
     assert set(found["model_version"]) == {"shop/1"}
 
 
+def test_those_who_compare_versions_are_no_shoppers(url, root):
+    log = EventLog(str(root / "feedback"))
+    for version, kept in (("teacher", False), ("shop/1", False), ("", True)):
+        headers = {"x-request-id": f"compares-{version}", **({"x-model-version": version} if version else {})}
+        body = {"query": QUERY, "documents": DOCUMENTS}
+        assert httpx.post(f"{url}/v1/rerank", json=body, headers=headers, timeout=30).status_code == 200
+        deadline = time.monotonic() + (10 if kept else 1.5)
+        while time.monotonic() < deadline and f"compares-{version}" not in set(log.impressions.read()["request_id"]):
+            time.sleep(0.1)
+        assert (f"compares-{version}" in set(log.impressions.read()["request_id"])) == kept
+
+
 def test_the_catalogue_is_searched(url):
     found = httpx.get(f"{url}/v1/catalogue", params={"query": "red DRILL", "count": 2}, timeout=30).json()["items"]
     assert found[0] == {"id": "i1", "text": "a red drill for steel"}
@@ -455,7 +467,7 @@ def test_shoppers_decide_about_a_challenger(url, serving, root):
     stop, failed = threading.Event(), []
 
     def shop() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.02):  # which leaves time for loading
             answer = rerank(url)
             if answer.status_code != 200:
                 failed.append(answer.text)
