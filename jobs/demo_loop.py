@@ -29,11 +29,11 @@ from rankstill.errors import RunError
 from rankstill.loop import Loop
 from rankstill.simulation import SimulatedShop, clicks
 
-CALM, RAMP, DRIFTED = 45.0, 15.0, 1.0
+CALM, RAMP, DRIFTED = 40.0, 5.0, 1.0
 """Seconds before demand drifts, and until all of the drift is there; share of the shoppers who ask for what is new."""
 AFTER = 60.0
 """Seconds that the promoted student is watched."""
-MOST = 840.0
+MOST = 1500.0
 """Seconds after which the demo ends, whatever was decided."""
 TELL = 15.0
 NICE = 10
@@ -43,7 +43,7 @@ NICE = 10
 def main() -> None:
     """`python -m jobs.demo_loop`."""
     parser = make_parser("jobs.demo_loop", str(__doc__))
-    parser.add_argument("--rate", type=float, default=15.0, metavar="N", help="shoppers a second (15)")
+    parser.add_argument("--rate", type=float, default=6.0, metavar="N", help="shoppers a second (6)")
     add_config_arguments(parser)
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
@@ -125,7 +125,7 @@ class Traffic:
     url: str
     rate: float
     """A second."""
-    threads: int = 8
+    threads: int = 24
     drifted: float = 0.0
     _phase: str = ""
     _totals: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))

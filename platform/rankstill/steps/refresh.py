@@ -8,6 +8,7 @@ from typing import Any
 from rankstill.artifacts import Artifact, load_artifact
 from rankstill.compression import quantise_artifact
 from rankstill.config import Config
+from rankstill.errors import ModelError
 from rankstill.evaluation import PRIMARY
 from rankstill.model_config import Prune, Student
 from rankstill.registry import CHAMPION, Registry, Version
@@ -69,8 +70,17 @@ def refresh(run: Run, upto: Upto) -> Refreshed:
 
 
 def refreshing(config: Config, champion: Artifact, root: Path) -> Config:
-    """The config with which the champion learns on: its own shape, its weights, and the settings of `refresh`."""
+    """The config with which the champion learns on: its own shape, its weights, and the settings of `refresh`.
+
+    Raises:
+        ModelError: its manifest doesn't say what these are.
+    """
     made = champion.manifest["made_from"]
+    if "config" not in made or "student" not in made:
+        raise ModelError(
+            f"refresh: the manifest of champion {str(champion.folder)!r} doesn't say how it was trained; promote a version"
+            " that jobs.pipeline or tune.sweep registered"
+        )
     start = root / "students" / made["student"] if champion.precision == "int8" else champion.folder
     student = Student.model_validate(made["config"]["student"])
     student = student.model_copy(update={"init": str(start), "prune": Prune()})
