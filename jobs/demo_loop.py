@@ -43,7 +43,7 @@ NICE = 10
 def main() -> None:
     """`python -m jobs.demo_loop`."""
     parser = make_parser("jobs.demo_loop", str(__doc__))
-    parser.add_argument("--rate", type=float, default=6.0, metavar="N", help="shoppers a second (6)")
+    parser.add_argument("--rate", type=float, default=8.0, metavar="N", help="shoppers a second (8)")
     add_config_arguments(parser)
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)

@@ -86,7 +86,7 @@ class Refresh(Section):
     epochs: int = Field(default=2, ge=1)
     """Passes over the lists."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """Its peak."""
+    """Peak learning rate of a refresh."""
     margin: float = Field(default=0.01, ge=0)
     """nDCG@10 on the held-out judgements that may surely be lost, and no more."""
     slice_margin: float = Field(default=0.03, ge=0)
