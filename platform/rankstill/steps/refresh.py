@@ -78,8 +78,8 @@ def refreshing(config: Config, champion: Artifact, root: Path) -> Config:
     made = champion.manifest["made_from"]
     if "config" not in made or "student" not in made:
         raise ModelError(
-            f"refresh: the manifest of champion {str(champion.folder)!r} doesn't say how it was trained; promote a version"
-            " that jobs.pipeline or tune.sweep registered"
+            f"refresh: the manifest of champion {str(champion.folder)!r} doesn't say how it was trained; promote a"
+            " version that jobs.pipeline or tune.sweep registered"
         )
     start = root / "students" / made["student"] if champion.precision == "int8" else champion.folder
     student = Student.model_validate(made["config"]["student"])
