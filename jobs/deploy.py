@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
+from rankstill.cli import add_config_arguments, format_table, make_parser, present_token, run_command
 from rankstill.configfile import load_config
 from rankstill.errors import ConfigError
 from rankstill.progress import Reporter
@@ -38,6 +38,7 @@ ACTIONS = {"promote": 0, "rollback": 1, "drain": 1, "list": None, "lineage": 1, 
 
 def main() -> None:
     """`python -m jobs.deploy`."""
+    present_token()
     parser = make_parser("jobs.deploy", DESCRIPTION)
     parser.add_argument("--model", metavar="REF", help="version to promote, such as shop@challenger or shop/7")
     parser.add_argument(

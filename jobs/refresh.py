@@ -4,7 +4,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
+from rankstill.cli import add_config_arguments, format_table, make_parser, present_token, run_command
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.errors import ConfigError, RankstillError
@@ -33,6 +33,7 @@ RETRY_SECONDS = 30.0
 
 def main() -> None:
     """`python -m jobs.refresh`."""
+    present_token()
     parser = make_parser("jobs.refresh", DESCRIPTION)
     parser.add_argument("--every", metavar="TIME", help="look for feedback so often, such as 15m, 30s or 2h")
     parser.add_argument("--canary", action="store_true", help="try a student that passes on shoppers")
@@ -218,9 +219,8 @@ class Engine:
         self.loop.want(order=None)
         name = self.config.name
         back = control.order == "rollback"
-        version = (
-            self.registry.previous(name, "rollback") if back else self.registry.resolve(f"{name}@{CHALLENGER}", "")
-        )
+        challenger = f"{name}@{CHALLENGER}"
+        version = self.registry.previous(name, "order") if back else self.registry.resolve(challenger, "order")
         endpoint = self._endpoint()
         if endpoint:
             endpoint.promote(described(version), self.config.serve.rollback_window)

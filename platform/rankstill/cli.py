@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from rankstill.configfile import describe_fields
@@ -35,6 +36,12 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
     parser.add_argument("overrides", metavar="dotted.key=value", nargs="*", help="settings that replace the file's")
     rows = [f"  {key + (' = ' + default if default else ''):<44}  {text}" for key, default, text in describe_fields()]
     parser.epilog = "\n".join([parser.epilog or "", "settings (dotted.key = default):", *rows])
+
+
+def present_token() -> None:
+    """Have Ray present this user's token, where there is one, to clusters that ask for it; before ray is imported."""
+    if (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

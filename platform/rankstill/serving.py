@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -213,8 +212,6 @@ def running_endpoint(waiting: Callable[[str], None]) -> Endpoint | None:
     Raises:
         RunError: an address was given, and nothing answers there.
     """
-    if (Path.home() / ".ray" / "auth_token").is_file():  # which clusters on this machine ask for
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         return Endpoint(Serving(), waiting)
     except RunError:
