@@ -45,6 +45,10 @@ class Examination:
         """Of each position; those further down than the last are as likely as the last."""
         return self.value_K[np.minimum(positions_N, len(self.value_K) - 1)]
 
+    def weights(self, positions_N: Whole, clip: float) -> Floats:
+        """One over each position's examination, cut off at `clip`."""
+        return np.minimum(1 / np.maximum(self.at(positions_N), SMALLEST), clip)
+
     @property
     def width(self) -> float:
         """The widest interval's upper end, over its lower one."""
@@ -226,7 +230,7 @@ def relevance(shown: pl.DataFrame, seen: Examination, clip: float = 10.0, streng
     as if it had been seen `strength` times more. Columns query, item_id, shown (times), clicks, relevance, its 95 %
     interval low and high, and effective, the number of unweighted rows that say as much.
     """
-    weight_N = np.minimum(1 / np.maximum(seen.at(shown["position"].to_numpy()), SMALLEST), clip)
+    weight_N = seen.weights(shown["position"].to_numpy(), clip)
     rows = shown.select("query", "item_id", "clicked").with_columns(
         weight=pl.Series(weight_N), gained=pl.Series(weight_N * shown["clicked"].to_numpy())
     )
@@ -251,10 +255,10 @@ def click_targets(shown: pl.DataFrame, seen: Examination, clip: float = 10.0, st
     """What a student is to learn from clicks: columns query, item_id, and `clicks`, each shown item's share.
 
     The share is that of its query's debiased clicks, sum of gain / examination over the requests that showed it, whose
-    weights are cut off at `clip`. As if `strength` further clicks had gone nowhere, the
-    shares of a query sum to less than 1, and to little where there were few clicks.
+    weights are cut off at `clip`. As if `strength` further clicks had gone nowhere, the shares of a query sum to less
+    than 1, and to little where there were few clicks.
     """
-    weight_N = np.minimum(1 / np.maximum(seen.at(shown["position"].to_numpy()), SMALLEST), clip)
+    weight_N = seen.weights(shown["position"].to_numpy(), clip)
     rows = shown.select("query", "item_id", gained=pl.Series(weight_N) * shown["gain"])
     found = rows.group_by("query", "item_id", maintain_order=True).agg(pl.col("gained").sum())
     share = pl.col("gained") / (pl.col("gained").sum().over("query") + strength)

@@ -21,7 +21,7 @@ from rankstill.trees import open_tree
 
 FOLDER = "loop"
 DECISIONS = 50
-"""Latest decisions that are kept here; the registry keeps all."""
+"""Latest decisions that are kept here; the registry keeps what became of each version."""
 Phase = Literal["idle", "refreshing", "shadow", "canary", "promoting", "withdrawing"]
 Order = Literal["promote", "rollback"]
 
@@ -72,7 +72,7 @@ class Decision(Part):
 
     at: datetime
     what: str
-    """refreshed, refused, promoted, withdrawn, skipped or failed."""
+    """refreshed, refused, promoted, withdrawn or failed."""
     version: str = ""
     why: str
     numbers: dict[str, Any] = Field(default_factory=dict)

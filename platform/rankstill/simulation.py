@@ -50,7 +50,7 @@ class SimulatedShop:
     def __post_init__(self) -> None:
         rng = Random(self.seed)  # noqa: S311 (made-up goods, no secrets)
         stock = draw_items(rng, self.items)
-        self._table = write_items(rng, stock)
+        table = write_items(rng, stock)
         kinds = sorted({item.kind.name for item in stock})
         self.seasonal = set(kinds[::SEASONAL])
         """Types that come with the drift."""
@@ -58,20 +58,15 @@ class SimulatedShop:
         self.slang = dict(zip(usual, SLANG, strict=False))
         """What shoppers call some of the others then."""
         old = [place for place, item in enumerate(stock) if item.kind.name not in self.seasonal]
-        self._old = self._table[old]
         asked = draw_queries(rng, stock, self.queries)
         known = [query for query in asked if query.kind.name not in self.seasonal]
         further = [query for query in asked if query.kind.name in self.seasonal]
         renamed = [self._renamed(query) for query in known if query.kind.name in self.slang]
         within = {place: number for number, place in enumerate(old)}
         moved = [query._replace(target=within[query.target]) for query in known]
-        before = _visits(rng, [stock[place] for place in old], self._old, moved, self.candidates)
-        after = _visits(rng, stock, self._table, [*renamed, *further], self.candidates)
+        before = _visits(rng, [stock[place] for place in old], table[old], moved, self.candidates)
+        after = _visits(rng, stock, table, [*renamed, *further], self.candidates)
         self._asked = {False: before, True: after}
-
-    def catalogue(self, drifted: bool = False) -> pl.DataFrame:
-        """Its items: item_id, title, description, brand."""
-        return self._table if drifted else self._old
 
     def judgements(self) -> pl.DataFrame:
         """What somebody judged before demand drifted: query, item_id, title, label."""

@@ -15,7 +15,7 @@ from rankstill.artifacts import Artifact
 from rankstill.calibration import expected_error
 from rankstill.evaluation import PRIMARY
 from rankstill.metrics import paired_difference, per_query, slices
-from rankstill.rankers import artifact_ranker
+from rankstill.rankers import load_ranker
 from rankstill.steps.fresh import Fresh
 from rankstill.steps.prepare import Prepared
 from rankstill.steps.run import Run, step_key
@@ -25,7 +25,6 @@ from rankstill.timing import Timing, choose_rankings, time_alone
 
 SLICE_QUERIES = 20
 """A slice of fewer queries tells nothing."""
-ROLES = ("champion", "challenger")
 Floats = NDArray[np.float64]
 
 
@@ -97,9 +96,7 @@ def accept(run: Run, prepared: Prepared, fresh: Fresh, champion: Artifact, chall
 
 
 def _score(run: Run, artifact: Artifact, pairs: pl.DataFrame) -> Floats:
-    runtime = "onnx" if artifact.precision == "int8" else "torch"
-    ranker = artifact_ranker("student", artifact.folder, runtime, "cpu", run.config.labels.budget("cpu"))
-    return ranker.score(pairs)
+    return load_ranker(str(artifact.folder), "refresh", run.root, "cpu", run.config.labels.budget("cpu")).score(pairs)
 
 
 def _judged(run: Run, prepared: Prepared, both: Sequence[Artifact]) -> list[Check]:

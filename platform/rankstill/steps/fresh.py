@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 
 from rankstill.bm25 import Bm25
 from rankstill.candidates import made_pairs, unlabelled_pairs
-from rankstill.config import Config, Mix
+from rankstill.config import Config
 from rankstill.data import build_lists, draw_split, with_pair_id
 from rankstill.drift import drift, unknown
 from rankstill.errors import DataError
 from rankstill.event_log import EventLog
-from rankstill.feedback import click_targets, examination
+from rankstill.feedback import Examination, click_targets, examination
 from rankstill.steps.label import Labelled, labels_of, open_labellers, write_stores
 from rankstill.steps.labelling import Labeller
 from rankstill.steps.prepare import Prepared
@@ -27,8 +27,6 @@ from rankstill.storage import write_json
 from rankstill.text import digest, normalise_column
 
 PAIR = ("query_id", "query", "item_id", "text")
-MADE_CANDIDATES = 8
-"""Items of a query that is made of a new item's words."""
 
 
 @dataclass(frozen=True)
@@ -135,18 +133,13 @@ def fresh_pairs(
             " or have the items in data.items"
         )
     told: dict[str, Any] = {"impressions": rows["request_id"].n_unique(), "clicks": int(rows["clicked"].sum())}
-    seen = told["examination"] = None
-    for positions in range(min(wanted.positions, 1 + max(rows["position"])), 1, -1):
-        try:
-            seen = examination(rows, positions)
-            break
-        except DataError as error:  # of positions so far down too little is known
-            told["clicks not used"] = str(error)
+    seen, unknown_why = _examined(rows, wanted.positions)
     if seen:
         targets = click_targets(rows, seen, wanted.clip)
-        told = {"impressions": told["impressions"], "clicks": told["clicks"], "examination": seen.as_dict()}
+        told["examination"] = seen.as_dict()
     else:  # nothing tells who looks where, so that clicks tell nothing either
         targets = rows.select("query", "item_id").unique().with_columns(clicks=pl.lit(None, pl.Float64))
+        told["clicks not used"] = unknown_why
     asked = rows.group_by("query").agg(requests=pl.col("request_id").n_unique())
     asked = asked.sort("requests", "query", descending=[True, False]).head(wanted.queries)
     pairs = rows.group_by("query", "item_id", maintain_order=True).agg(pl.col("text").last(), shown=pl.len())
@@ -168,6 +161,17 @@ def fresh_pairs(
     return train, held, told
 
 
+def _examined(rows: pl.DataFrame, most: int) -> tuple[Examination | None, str]:
+    """Examination of as many of the first positions as can be told, or why of none."""
+    why = "nothing was shown but at one position"
+    for positions in range(min(most, 1 + max(rows["position"])), 1, -1):
+        try:
+            return examination(rows, positions), ""
+        except DataError as error:  # of positions so far down too little is known
+            why = str(error)
+    return None, why
+
+
 def new_pairs(config: Config, prepared: Prepared, train: pl.DataFrame) -> list[pl.DataFrame]:
     """Further items for the queries, and queries made of the words of items that nobody judged or clicked."""
     wanted, seed = config.refresh, config.train.seed
@@ -182,8 +186,8 @@ def new_pairs(config: Config, prepared: Prepared, train: pl.DataFrame) -> list[p
         warm = pl.concat([prepared.pairs["text"], clicked]).unique()
         cold = ~items["text"].is_in(warm.implode())
         taken = set(prepared.pairs["query"]) | set(train["query"])
-        mix = Mix(best=5, further=4, random=2)
-        found.append(made_pairs(items, index, wanted.new_queries, MADE_CANDIDATES, mix, taken, seed, cold))
+        count, mix = config.labels.made_candidates, config.labels.made_mix
+        found.append(made_pairs(items, index, wanted.new_queries, count, mix, taken, seed, cold))
     return [with_pair_id(pairs) for pairs in found if pairs.height]
 
 
