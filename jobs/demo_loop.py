@@ -4,6 +4,7 @@ SIMULATION: a generated shop, shoppers who click by a position-based model, and 
 Everything else is the real thing: the pipeline, the endpoint, the event log, jobs.refresh and its canary.
 """
 
+import argparse
 import json
 import os
 import queue
@@ -99,13 +100,13 @@ def watch(config: Config, traffic: "Traffic", began: float) -> None:
 
 
 @contextmanager
-def refreshing(arguments: object, config: Config, dashboard: str) -> Iterator[None]:
+def refreshing(arguments: argparse.Namespace, config: Config, dashboard: str) -> Iterator[None]:
     """Run jobs.refresh beside the endpoint."""
-    command = [sys.executable, "-m", "jobs.refresh", "--config", str(vars(arguments)["config"]), "--every", "10s"]
+    command = [sys.executable, "-m", "jobs.refresh", "--config", str(arguments.config), "--every", "10s"]
     log_path = config.storage.folder / "refresh.log"
     environment = {**os.environ, "RAY_DASHBOARD_ADDRESS": dashboard, "RAY_worker_niceness": NICENESS}
     with log_path.open("wb") as log:
-        job = subprocess.Popen([*command, *vars(arguments)["overrides"]], stdout=log, stderr=log, env=environment)
+        job = subprocess.Popen([*command, *arguments.overrides], stdout=log, stderr=log, env=environment)
         try:
             yield
             if job.poll() is not None:

@@ -1,6 +1,5 @@
 """Which version is champion: promote one, roll back, list them, see what one was made from."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +67,7 @@ def main() -> None:
         raise ConfigError("--canary goes with --model alone; write --model REF --canary")
     config = load_config(arguments.config or {"data": {"shop": {}}}, settings)
     from rankstill.registry import open_registry
-    from rankstill.rollout import described
+    from rankstill.rollout import described, make_champion
     from rankstill.serving import running_endpoint
 
     root = config.storage.folder
@@ -97,11 +96,9 @@ def main() -> None:
         else:
             back = action == "rollback"
             version = registry.previous(names[0], action) if back else registry.resolve(arguments.model, "--model")
-            where = "the registry; no endpoint of it runs"
-            if endpoint and endpoint.serves(version.name):
-                endpoint.promote(described(version), config.serve.rollback_window)
-                where = "the registry and the endpoint"
-            version, before = registry.promote(str(version), "--model")
+            own = endpoint if endpoint and endpoint.serves(version.name) else None
+            where = "the registry and the endpoint" if own else "the registry; no endpoint of it runs"
+            version, before = make_champion(registry, own, version, config.serve.rollback_window)
             instead = f", in place of {before}" if before.number != version.number else " already"
             print(f"{version} is champion{instead} (in {where})")
 
@@ -131,16 +128,13 @@ def _try(registry: "Registry", config: "Config", reference: str) -> None:
     with Reporter() as reporter, loop.alone(lambda who: reporter.event("canary", state="waiting", holder=who)):
         endpoint = running_endpoint(lambda waits: reporter.event("canary", state="waiting", applications=waits))
         endpoint, log = _served_by(endpoint, version.name), EventLog(config.storage.feedback_log)
-        canary, window = config.refresh.canary, config.serve.rollback_window
-        rollout = Rollout(canary, window, loop, registry, endpoint, log, reporter.event)
+        rollout = Rollout(config, loop, registry, endpoint, log, reporter.event)
         tried = loop.state.trial
         if tried and tried.challenger != str(version):
             raise ConfigError(f"{tried.challenger} is being tried; wait, or withdraw it with jobs.deploy drain")
         if not tried:
             rollout.begin(version)
-        while loop.state.trial:
-            rollout.step()
-            time.sleep(canary.poll)
+        rollout.see_through()
     last = loop.state.decisions[-1]
     print(f"{last.version} was {last.what}: {last.why}")
 
@@ -160,12 +154,7 @@ def _loop(registry: "Registry", root: Path, name: str, action: str) -> None:
     tried = f", {state.trial.challenger} against {state.trial.champion}" if state.trial else ""
     held = "".join(f", {word}" for word in ("paused", "pinned") if getattr(control, word))
     print(f"{name}: {state.phase}{tried}{held}")
-    rows = [["when", "what", "version", "why"]]
-    print(
-        format_table(
-            [*rows, *([f"{one.at:%Y-%m-%d %H:%M}", one.what, one.version, one.why] for one in state.decisions)]
-        )
-    )
+    print(format_table([["when", "what", "version", "why"], *(one.row() for one in state.decisions)]))
 
 
 def _served_by(endpoint: "Endpoint | None", name: str) -> "Endpoint":

@@ -53,8 +53,8 @@ def main() -> None:
                 engine.once(arguments.canary)
             else:
                 engine.forever(every)
-    told = [[f"{one.at:%H:%M:%S}", one.what, one.version, one.why] for one in engine.loop.state.decisions[began:]]
-    print(format_table([["when", "what", "version", "why"], *told]))
+    decided = engine.loop.state.decisions[began:]
+    print(format_table([["when", "what", "version", "why"], *(one.row() for one in decided)]))
 
 
 def _seconds(text: str) -> float:
@@ -111,10 +111,10 @@ class Engine:
         while True:
             try:
                 state, control = self.loop.state, self.loop.control
-                if state.phase == "refreshing":
-                    self._refresh(canary=True)
-                elif state.phase != "idle":
+                if state.trial:
                     self._see_through()
+                elif state.phase == "refreshing":
+                    self._refresh(canary=True)
                 elif control.order:
                     self._obey(control)
                 elif not control.paused and time.monotonic() >= next_look:
@@ -131,20 +131,15 @@ class Engine:
             self._draw()
             time.sleep(self.config.refresh.canary.poll)
 
-    # -- learning
-
     def _new(self) -> tuple[int, dict[str, float | None]]:
         """Events since the last refresh, and how far what was shown since then differs from what was shown before."""
-        import polars as pl
-
-        from rankstill.drift import drift
+        from rankstill.drift import drift_since
 
         learnt = self.loop.state.learnt
         new = self.log.events.read(learnt[1], columns=["event_id"]).height
         if learnt[0] < 0 or not new:
             return new, dict.fromkeys(("queries", "items", "scores"))
-        shown = self.log.shown()
-        return new, drift(shown.filter(pl.col("batch") <= learnt[0]), shown.filter(pl.col("batch") > learnt[0]))
+        return new, drift_since(self.log.shown(), learnt[0])
 
     def _due(self, new: int, drifted: dict[str, float | None]) -> bool:
         from rankstill.drift import moved
@@ -199,32 +194,25 @@ class Engine:
         """The loop is idle again, and knows feedback up to there."""
         return state.model_copy(update={"phase": "idle", "upto": None, "learnt": (upto.impressions, upto.events)})
 
-    # -- trying
-
     def _see_through(self) -> None:
         """Try what is being tried until that is decided."""
-        while self.loop.state.phase not in ("idle", "refreshing"):
+        if self.loop.state.trial:
             rollout = self._rollout()
             if rollout is None:
                 raise ConfigError(f"no endpoint that serves {self.config.name!r} runs here; start it again")
-            rollout.step()
-            self._draw()
-            time.sleep(self.config.refresh.canary.poll)
+            rollout.see_through(self._draw)
 
     def _obey(self, control: "Control") -> None:
         """Roll back, or promote the challenger, because somebody said so while nothing was tried."""
         from rankstill.registry import CHALLENGER
-        from rankstill.rollout import described
+        from rankstill.rollout import make_champion
 
         self.loop.want(order=None)
         name = self.config.name
         back = control.order == "rollback"
         challenger = f"{name}@{CHALLENGER}"
         version = self.registry.previous(name, "order") if back else self.registry.resolve(challenger, "order")
-        endpoint = self._endpoint()
-        if endpoint:
-            endpoint.promote(described(version), self.config.serve.rollback_window)
-        self.registry.promote(str(version), "order")
+        make_champion(self.registry, self._endpoint(), version, self.config.serve.rollback_window)
         self.loop.write(self.loop.state.decided("promoted", str(version), f"somebody asked for {control.order}"))
 
     def _endpoint(self) -> Any:
@@ -240,9 +228,7 @@ class Engine:
         endpoint = self._endpoint()
         if endpoint is None:
             return None
-        config = self.config
-        canary, window = config.refresh.canary, config.serve.rollback_window
-        return Rollout(canary, window, self.loop, self.registry, endpoint, self.log, self.reporter.event)
+        return Rollout(self.config, self.loop, self.registry, endpoint, self.log, self.reporter.event)
 
     def _draw(self) -> None:
         """Bring the curve up to date, for the page."""

@@ -11,15 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
-from rankstill.loop import Loop
 from rankstill.served import Served, Version
 from rankstill.text import encodable, normalise
+from serve.answers import rerank_answer, tei_answer
 from serve.api import (
     Document,
     Event,
     Feedback,
     FeedbackAnswer,
-    LoopOrder,
     Problem,
     RerankAnswer,
     RerankTei,
@@ -30,6 +29,7 @@ from serve.asking import Rankers
 from serve.catalogue import Catalogue
 from serve.guard import Guard, write_access_log
 from serve.keys import read_keys
+from serve.loop_routes import LoopRoutes
 from serve.messages import ScoreRequest
 from serve.observed import Observed
 from serve.ranking import Ranked, rank
@@ -107,9 +107,9 @@ class Endpoint:
             write_access_log(settings.access_log)
         self._catalogue = Catalogue(settings.catalogue, settings.fields) if settings.catalogue else None
         self._traffic: Traffic | None = None
-        self._watch = Watch()
-        self._rankers = Rankers(self._observed, self._watch, settings.max_wait_ms / 1000)
         self._recording = Recording(settings.kept, self._observed)
+        self._watch = Watch(lambda: self._recording.recorder)
+        self._rankers = Rankers(self._observed, self._watch, settings.max_wait_ms / 1000)
         self._draw = random.Random()  # noqa: S311 (no secret)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -118,7 +118,6 @@ class Endpoint:
         if self._traffic:
             traffic.keep(self._traffic)
         self._rankers.know(traffic.served.versions)
-        self._watch.recorder = self._recording.recorder
         self._traffic = traffic
 
     def api(self) -> Guard:
@@ -134,8 +133,9 @@ class Endpoint:
         api.post("/rerank", responses=_PROBLEMS, openapi_extra=extra)(self.rerank)
         api.post("/v1/feedback", response_model=FeedbackAnswer, responses=_PROBLEMS)(self.feedback)
         api.get("/v1/models")(self.models)
-        api.get("/v1/loop")(self.loop)
-        api.post("/v1/loop", responses={code: _PROBLEMS[code] for code in (403, 404, 422)})(self.want)
+        loop = LoopRoutes(self._settings.root, lambda: self.traffic.served.name)
+        api.get("/v1/loop")(loop.show)
+        api.post("/v1/loop", responses={code: _PROBLEMS[code] for code in (403, 404, 422)})(loop.want)
         api.get("/healthz")(self.healthz)
         api.get("/readyz", responses={503: _PROBLEMS[503]})(self.readyz)
         api.get("/metrics", response_class=PlainTextResponse)(self.metrics)
@@ -178,12 +178,12 @@ class Endpoint:
     async def rerank_v1(self, request: Request, body: RerankV1) -> Response:
         """Rank documents for a query (Cohere v1, with Jina's additions)."""
         ranked = await self._rank(request, body, body.documents, body.rank_fields, body.user or "")
-        return self._answer(request, body, ranked, echo=body.return_documents, protocol="1")
+        return rerank_answer(body, ranked, request.state.request_id, echo=body.return_documents, protocol="1")
 
     async def rerank_v2(self, request: Request, body: RerankV2) -> Response:
         """Rank documents for a query (Cohere v2)."""
         ranked = await self._rank(request, body, list(body.documents), None, "")
-        return self._answer(request, body, ranked, echo=False, protocol="2")
+        return rerank_answer(body, ranked, request.state.request_id, echo=False, protocol="2")
 
     async def rerank(self, request: Request) -> Response:
         """Rank texts for a query in the form of text-embeddings-inference; without `texts`, as `/v1/rerank`."""
@@ -192,12 +192,7 @@ class Endpoint:
             return await self.rerank_v1(request, validated(RerankV1, given))
         body = validated(RerankTei, given)
         ranked = await self._rank(request, body, list(body.texts), None, "")
-        values = ranked.scores.logits_N if body.raw_scores else ranked.scores.relevance_N
-        results = [
-            {"index": place, "score": float(values[place]), **({"text": body.texts[place]} if body.return_text else {})}
-            for place in ranked.order
-        ]
-        return Response(encoded(results), media_type=JSON)
+        return tei_answer(body, ranked)
 
     async def feedback(self, body: Feedback | Event) -> Response:
         """Take what shoppers did, one event or many; it is on disk when this answers."""
@@ -207,32 +202,9 @@ class Endpoint:
 
     async def models(self) -> dict[str, Any]:
         """The versions that are served, and how they do, as all ingresses together saw it."""
-        counts = await self._recording.counts()
+        counts = await self._watch.seen()
         told = [{**one, "observed": counts.get(one["id"], {})} for one in self.traffic.told()]
         return {"object": "list", "data": told}
-
-    async def loop(self) -> Response:
-        """Where the loop is that refreshes the model, what it decided, and how shoppers take to each version; nulls
-        where there is none.
-        """
-        loop = self._loop()
-        told = loop.told() if loop else dict.fromkeys(("state", "control", "curve"))
-        return Response(encoded(told), media_type=JSON)
-
-    async def want(self, request: Request, body: LoopOrder) -> Response:
-        """Hold the loop back, or tell it to promote or roll back; for admins."""
-        if not request.state.caller.may("admin"):
-            raise HTTPException(403, "this key has not the role 'admin'; ask with one that has")
-        loop = self._loop()
-        if loop is None:
-            raise HTTPException(404, "no loop refreshes this model; start python -m jobs.refresh --every 15m")
-        control = loop.want(**body.model_dump(exclude_unset=True))
-        return Response(encoded(control.model_dump()), media_type=JSON)
-
-    def _loop(self) -> Loop | None:
-        """The loop's files; None where none ever ran."""
-        loop = Loop(Path(self._settings.root), self.traffic.served.name)
-        return loop if self._settings.root and loop.exists else None
 
     async def healthz(self) -> dict[str, str]:
         """Whether the process answers."""
@@ -331,29 +303,3 @@ class Endpoint:
             max_tokens_per_doc=getattr(body, "max_tokens_per_doc", None),
             seconds=max(0.001, allowed / 1000 - (time.monotonic() - request.state.began)),
         )
-
-    def _answer(
-        self, request: Request, body: RerankV1 | RerankV2, ranked: Ranked, echo: bool, protocol: str
-    ) -> Response:
-        relevance_N = ranked.scores.relevance_N
-        results: list[dict[str, Any]] = []
-        for place in ranked.order:
-            document: Document = body.documents[place]
-            result: dict[str, Any] = {"index": place, "relevance_score": float(relevance_N[place])}
-            if own := id_of(document):
-                result["id"] = own
-            if echo:
-                result["document"] = {"text": document} if isinstance(document, str) else document
-            results.append(result)
-        request_id = request.state.request_id
-        answer = {
-            "id": request_id,
-            "request_id": request_id,
-            "model": ranked.version.version,
-            "model_version": ranked.version.version,
-            "results": results,
-            "usage": {"total_tokens": ranked.scores.tokens},
-            "meta": {"api_version": {"version": protocol}, "billed_units": {"search_units": 1}},
-            "truncated": ranked.scores.truncated,
-        }
-        return Response(encoded(answer, strict=echo), media_type=JSON)

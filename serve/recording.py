@@ -19,7 +19,6 @@ from serve.guard import retry_after
 from serve.messages import ScoreRequest
 from serve.observed import Observed
 from serve.ranking import Ranked
-from serve.watch import Counts
 
 RECORDER = "Recorder"
 """Deployment that writes, in the ingress's application."""
@@ -111,13 +110,6 @@ class Recording:
                 self._observed.impressions.labels(outcome).inc(len(group))
         finally:
             self._sender = None
-
-    async def counts(self) -> Counts:
-        """How the versions do, as all ingresses saw it; nothing where the recorder doesn't answer."""
-        try:
-            return await self.recorder.seen.remote()
-        except (RayError, RayServeException):
-            return {}
 
     @property
     def recorder(self) -> DeploymentHandle:

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -22,12 +23,11 @@ Counts = dict[str, dict[str, float]]
 class Watch:
     """Counts of one ingress, since it started."""
 
-    def __init__(self) -> None:
-        self._id = uuid.uuid4().hex
+    def __init__(self, recorder: Callable[[], DeploymentHandle]) -> None:
+        """`recorder` gives the deployment that puts them together."""
+        self._id, self._recorder = uuid.uuid4().hex, recorder
         self._counts: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._sender: asyncio.Task[None] | None = None
-        self.recorder: DeploymentHandle | None = None
-        """Where they are put together."""
 
     def answered(self, version: str, seconds: float, scores: Scores, copy: bool = False) -> None:
         """Scores came."""
@@ -51,7 +51,7 @@ class Watch:
         own = self._counts[version]
         for name, value in counts.items():
             own[name] += value
-        if self._sender is None and self.recorder is not None:
+        if self._sender is None:
             self._sender = asyncio.create_task(self._send())
 
     async def _send(self) -> None:
@@ -60,9 +60,15 @@ class Watch:
             await asyncio.sleep(SEND_SECONDS)
         finally:
             self._sender = None
-        if self.recorder is not None:
-            with suppress(RayError, RayServeException):  # the next one tells these too
-                await self.recorder.watched.remote(self._id, {name: dict(one) for name, one in self._counts.items()})
+        with suppress(RayError, RayServeException):  # the next one tells these too
+            await self._recorder().watched.remote(self._id, {name: dict(one) for name, one in self._counts.items()})
+
+    async def seen(self) -> Counts:
+        """What all ingresses counted, together; nothing where the recorder doesn't answer."""
+        try:
+            return await self._recorder().seen.remote()
+        except (RayError, RayServeException):
+            return {}
 
 
 def is_empty(scores: Scores) -> bool:

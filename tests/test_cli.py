@@ -1,9 +1,10 @@
+import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
 
-from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
+from rankstill.cli import add_config_arguments, format_table, make_parser, present_token, run_command
 from rankstill.errors import AddressError, ConfigError, DataError, InputError, ModelError, RankstillError, RunError
 
 
@@ -106,3 +107,16 @@ def test_a_table_is_aligned():
 
 def test_a_table_of_a_header_alone():
     assert format_table([["model", "n"]]).splitlines()[0] == "model  n"
+
+
+@pytest.mark.parametrize(("has", "before", "after"), [(True, None, "token"), (False, None, None), (True, "x", "x")])
+def test_rays_token_is_presented_where_there_is_one(tmp_path, monkeypatch, has, before, after):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", before or "")
+    if before is None:
+        monkeypatch.delenv("RAY_AUTH_MODE")
+    if has:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+    present_token()
+    assert os.environ.get("RAY_AUTH_MODE") == after

@@ -9,15 +9,16 @@ import pytest
 from builders import tiny_cross_encoder
 
 from rankstill.artifacts import export_artifact
+from rankstill.configfile import load_config
 from rankstill.errors import ConfigError, RunError
 from rankstill.event_log import EventLog
 from rankstill.loop import Loop
-from rankstill.refresh_config import Canary
 from rankstill.registry import Registry
 from rankstill.rollout import Rollout
 from rankstill.served import Served, Version
 
-CANARY = Canary(shares=(0.1, 0.5), requests=(20,), attribution=0.0, effect=0.2, copies=20)
+CANARY = {"shares": [0.1, 0.5], "requests": [20], "attribution": 0.0, "effect": 0.2, "copies": 20}
+CONFIG = load_config({"data": {"shop": {}}, "refresh": {"canary": CANARY}}, [])
 
 
 class Front:
@@ -97,7 +98,7 @@ def made(tmp_path, registry, front):
     registry.promote("shop/1", "test")
     told = []
     log, loop = EventLog(str(tmp_path / "feedback")), Loop(tmp_path, "shop")
-    rollout = Rollout(CANARY, 3600.0, loop, registry, front, log, lambda *said, **more: told.append((said, more)))
+    rollout = Rollout(CONFIG, loop, registry, front, log, lambda *said, **more: told.append((said, more)))
     return rollout, loop, log
 
 
@@ -246,6 +247,26 @@ def test_one_that_somebody_drained_is_given_up(made, front, registry):
     assert rollout.step().decisions[-1].why == "somebody drained it"
 
 
+def test_one_that_somebody_promoted_is_champion(made, front, registry):
+    """Though it was the endpoint alone that was told."""
+    rollout, loop, _ = made
+    shadowed(rollout, loop, front, registry)
+    front.promote(front.served.known("shop/2"), 3600.0)
+    decision = rollout.step().decisions[-1]
+    assert (decision.what, decision.why) == ("promoted", "somebody promoted it")
+    assert registry.resolve("shop@champion", "test").number == 2
+
+
+def test_a_refresh_that_waits_for_a_trial_goes_on_after_it(made, front, registry):
+    rollout, loop, _ = made
+    upto = {"impressions": 3, "events": 2}
+    loop.write(loop.state.model_copy(update={"phase": "refreshing", "upto": upto}))
+    shadowed(rollout, loop, front, registry)
+    front.drain("shop/2")
+    state = rollout.step()
+    assert (state.phase, state.upto, state.trial) == ("refreshing", upto, None)
+
+
 def test_a_pinned_champion_stays(made, front, registry):
     rollout, loop, log = made
     shadowed(rollout, loop, front, registry)
@@ -300,7 +321,7 @@ def test_requests_count_once_shoppers_had_time_to_click(made, front, registry, m
     rollout, loop, log = made
     shadowed(rollout, loop, front, registry)
     shop(log, "shop/2", 5, 1)
-    monkeypatch.setattr(rollout, "_wanted", CANARY.model_copy(update={"attribution": 60.0}))
+    monkeypatch.setattr(rollout, "_wanted", CONFIG.refresh.canary.model_copy(update={"attribution": 60.0}))
     assert rollout.step().trial.stages[0].challenger == (0.0, 0.0, 0.0)
     state = loop.state
     state.trial.stages[0].begun = datetime.now(UTC) - timedelta(minutes=5)

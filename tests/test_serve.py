@@ -23,6 +23,7 @@ from scipy.special import expit
 from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.calibration import Calibration
 from rankstill.cluster import dashboard
+from rankstill.configfile import load_config
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.curve import curve
 from rankstill.encoders import random_model, random_tokenizer
@@ -39,7 +40,6 @@ from rankstill.item_index import (
 )
 from rankstill.loop import Loop
 from rankstill.model_config import RandomModel, Student
-from rankstill.refresh_config import Canary
 from rankstill.registry import Registry
 from rankstill.rollout import Rollout
 from rankstill.served import Version
@@ -462,8 +462,9 @@ def test_versions_come_share_and_go_without_a_lost_request(url, serving, root):
 def test_shoppers_decide_about_a_challenger(url, serving, root):
     """Copies first, then half of the traffic, until the one that they click is champion; then somebody rolls back."""
     registry, loop, log = Registry(root), Loop(root, "shop"), EventLog(f"{root}/feedback")
-    wanted = Canary(shares=(0.5,), requests=(), copies=20, attribution=0.0, agreement=-1.0, slower_ms=10_000.0)
-    rollout = Rollout(wanted, 3600.0, loop, registry, Endpoint(serving, lambda _: None), log, lambda *_, **__: None)
+    canary = {"shares": [0.5], "requests": [], "copies": 20, "attribution": 0.0, "agreement": -1, "slower_ms": 10_000}
+    config = load_config({"data": {"shop": {}}, "refresh": {"canary": canary}}, [])
+    rollout = Rollout(config, loop, registry, Endpoint(serving, lambda _: None), log, lambda *_, **__: None)
     stop, failed = threading.Event(), []
 
     def shop() -> None:

@@ -45,6 +45,11 @@ def drift(before: pl.DataFrame, now: pl.DataFrame) -> dict[str, float | None]:
     }
 
 
+def drift_since(shown: pl.DataFrame, batch: int) -> dict[str, float | None]:
+    """`drift` of what was shown after a group of impressions from what was shown up to it."""
+    return drift(shown.filter(pl.col("batch") <= batch), shown.filter(pl.col("batch") > batch))
+
+
 def unknown(shown: pl.DataFrame, queries: pl.Series, items: pl.Series) -> dict[str, float]:
     """Shares of the requests whose query, and of the items shown that, a student hasn't learnt from."""
     asked = shown.unique("request_id")

@@ -77,6 +77,10 @@ class Decision(Part):
     why: str
     numbers: dict[str, Any] = Field(default_factory=dict)
 
+    def row(self) -> list[str]:
+        """As tables tell it."""
+        return [f"{self.at:%Y-%m-%d %H:%M:%S}", self.what, self.version, self.why]
+
 
 class State(Part):
     """Where the loop is."""

@@ -1,6 +1,7 @@
 """Tries a challenger on shoppers, step by step, and promotes or withdraws it by what comes of that."""
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,10 +13,10 @@ from scipy.stats import binomtest
 
 from rankstill.artifacts import load_artifact
 from rankstill.canary import share, verdict
+from rankstill.config import Config
 from rankstill.errors import ConfigError, RunError
 from rankstill.event_log import GAINS, EventLog
-from rankstill.loop import Loop, Stage, State, Trial
-from rankstill.refresh_config import Canary
+from rankstill.loop import Loop, Phase, Stage, State, Trial
 from rankstill.registry import Registry, Version
 from rankstill.served import Served
 from rankstill.served import Version as ServedVersion
@@ -36,11 +37,10 @@ class Rollout:
     """One challenger on its way; `step` does what is next, and can be called again after any crash."""
 
     def __init__(
-        self, canary: Canary, window: float, loop: Loop, registry: Registry, endpoint: Endpoint, log: EventLog, say: Say
+        self, config: Config, loop: Loop, registry: Registry, endpoint: Endpoint, log: EventLog, say: Say
     ) -> None:
-        """`window` is how long, in seconds, versions stay loaded that lost their traffic."""
-        self._wanted, self._window, self._loop, self._registry = canary, window, loop, registry
-        self._endpoint, self._log, self._say = endpoint, log, say
+        self._wanted, self._window = config.refresh.canary, config.serve.rollback_window
+        self._loop, self._registry, self._endpoint, self._log, self._say = loop, registry, endpoint, log, say
 
     def begin(self, version: Version) -> State:
         """Begin with a challenger.
@@ -61,32 +61,36 @@ class Rollout:
     def step(self) -> State:
         """Do what is next, if anything."""
         state, control = self._loop.state, self._loop.control
-        if state.trial is None or state.phase in ("idle", "refreshing"):
+        trial = state.trial
+        if trial is None:
             return state
         if control.order and state.phase in ("shadow", "canary"):
             self._loop.want(order=None)
             what = "promoting" if control.order == "promote" else "withdrawing"
-            return self._end(state, what, "somebody said so")
+            return self._end(state, trial, what, "somebody said so")
         if state.phase == "promoting":
-            return self._promote(state)
+            return self._promote(state, trial)
         if state.phase == "withdrawing":
-            return self._withdraw(state)
-        if gone := self._by_hand(state.trial):
-            return self._end(state, "withdrawing", gone)
-        if state.trial.placed and (reason := self._broken(state.trial)):
-            return self._end(state, "withdrawing", reason)
+            return self._withdraw(state, trial)
+        if gone := self._by_hand(trial):
+            return self._end(state, trial, *gone)
+        if trial.placed and (reason := self._broken(trial)):
+            return self._end(state, trial, "withdrawing", reason)
         if control.paused:
             return state
-        if not state.trial.placed:
-            return self._place(state)
-        return self._shadowed(state) if state.phase == "shadow" else self._tried(state)
+        if not trial.placed:
+            return self._place(state, trial)
+        return self._shadowed(state, trial) if state.phase == "shadow" else self._tried(state, trial)
 
-    # -- what the phases do
+    def see_through(self, after: Callable[[], None] = lambda: None) -> None:
+        """Go on until what is tried is promoted or withdrawn; `after` each step, that is called."""
+        while self.step().trial:
+            after()
+            time.sleep(self._wanted.poll)
 
-    def _place(self, state: State) -> State:
+    def _place(self, state: State, trial: Trial) -> State:
         """Tell the endpoint what the stage wants; it is written down when that is true."""
-        assert state.trial is not None
-        trial = state.trial.model_copy(deep=True)
+        trial = trial.model_copy(deep=True)
         version = self._registry.resolve(trial.challenger, "canary")
         if state.phase == "shadow":
             wanted = {"shadow": 100 * self._wanted.shadow}
@@ -98,105 +102,81 @@ class Rollout:
             trial.before = self._counts()
         if trial.stages:
             trial.stages[-1].begun = datetime.now(UTC)
-        self._say(
-            "canary", state=state.phase, challenger=trial.challenger, **{k: f"{v:g} %" for k, v in wanted.items()}
-        )
-        return self._loop.write(state.model_copy(update={"trial": trial}))
+        told = {name: f"{percent:g} %" for name, percent in wanted.items()}
+        self._say("canary", state=state.phase, challenger=trial.challenger, **told)
+        return self._write(state, trial)
 
-    def _shadowed(self, state: State) -> State:
+    def _shadowed(self, state: State, trial: Trial) -> State:
         """Go on to shoppers once enough copies were answered."""
-        assert state.trial is not None
-        found = self._since(state.trial)[1]
+        found = self._since(trial)[1]
         if found.get("copy_answered", 0) < self._wanted.copies:
             return state
         agreement = found.get("agreement", 0.0) / max(found.get("compared", 0.0), 1.0)
         if found.get("compared") and agreement < self._wanted.agreement:
             reason = f"mean rank correlation with the champion {agreement:.2f}, below {self._wanted.agreement:g}"
-            return self._end(state, "withdrawing", reason)
+            return self._end(state, trial, "withdrawing", reason)
         self._say("canary", state="shadowed", copies=int(found["copy_answered"]), agreement=round(agreement, 3))
-        return self._loop.write(self._next(state, self._wanted.shares[0]).model_copy(update={"phase": "canary"}))
+        return self._write(state, _next(trial, self._wanted.shares[0]), phase="canary")
 
-    def _tried(self, state: State) -> State:
+    def _tried(self, state: State, trial: Trial) -> State:
         """Count, decide, or go on to the next stage."""
-        assert state.trial is not None
-        trial = self._counted(state.trial)
-        state = state.model_copy(update={"trial": trial})
+        trial = self._counted(trial)
         tallies = [stage.tallies for stage in trial.stages]
         rules = self._wanted.rules
         outcome, found = verdict(tallies, rules)
-        numbers = {"difference": _plain(found.value), "low": _plain(found.low), "high": _plain(found.high)}
-        numbers |= {"champion": _mean(tallies, 0), "challenger": _mean(tallies, 1), "requests": found.requests}
-        trial.numbers = numbers
+        trial.numbers = {"difference": _plain(found.value), "low": _plain(found.low), "high": _plain(found.high)}
+        trial.numbers |= {"champion": _mean(tallies, 0), "challenger": _mean(tallies, 1), "requests": found.requests}
         spent = (datetime.now(UTC) - trial.begun).total_seconds()
-        if outcome == "better":
-            if self._loop.control.pinned:
-                return self._end(state, "withdrawing", "it is better, but the champion is pinned", numbers)
-            return self._end(state, "promoting", _said("better", numbers), numbers)
+        if outcome == "better" and self._loop.control.pinned:
+            return self._end(state, trial, "withdrawing", "it is better, but the champion is pinned")
         if outcome != "open":
-            return self._end(state, "withdrawing", _said(outcome, numbers), numbers)
+            phase = "promoting" if outcome == "better" else "withdrawing"
+            return self._end(state, trial, phase, _said(outcome, trial.numbers))
         if spent > self._wanted.patience:
-            return self._end(state, "withdrawing", f"undecided after {spent / 3600:.1f} hours", numbers)
+            return self._end(state, trial, "withdrawing", f"undecided after {spent / 3600:.1f} hours")
         stage, portion = share(tallies, rules)
-        if stage >= len(trial.stages):
-            state = self._next(state, portion)
-        return self._loop.write(state)
+        return self._write(state, _next(trial, portion) if stage >= len(trial.stages) else trial)
 
-    def _next(self, state: State, portion: float) -> State:
-        """With a further stage, which the endpoint is to be told of."""
-        assert state.trial is not None
-        trial = state.trial.model_copy(deep=True)
-        now = datetime.now(UTC)
-        if trial.stages:
-            trial.stages[-1].ended = now
-        trial.stages.append(Stage(share=portion, begun=now))
-        trial.placed = False
-        return state.model_copy(update={"trial": trial})
-
-    def _end(self, state: State, phase: Any, reason: str, numbers: Mapping[str, Any] | None = None) -> State:
+    def _end(self, state: State, trial: Trial, phase: Phase, reason: str) -> State:
         """Write down what is to become of the challenger, and why; then do it."""
-        assert state.trial is not None
-        trial = state.trial.model_copy(update={"reason": reason, "numbers": dict(numbers or state.trial.numbers)})
-        state = self._loop.write(state.model_copy(update={"phase": phase, "trial": trial}))
-        return self._promote(state) if phase == "promoting" else self._withdraw(state)
+        trial = trial.model_copy(update={"reason": reason})
+        state = self._write(state, trial, phase=phase)
+        return self._promote(state, trial) if phase == "promoting" else self._withdraw(state, trial)
 
-    def _promote(self, state: State) -> State:
-        trial = state.trial
-        assert trial is not None
+    def _promote(self, state: State, trial: Trial) -> State:
         version = self._registry.resolve(trial.challenger, "canary")
-        self._endpoint.promote(described(version), self._window)
-        self._registry.promote(trial.challenger, "canary")
-        return self._close(state, "promoted", version)
+        make_champion(self._registry, self._endpoint, version, self._window)
+        return self._close(state, trial, "promoted", version)
 
-    def _withdraw(self, state: State) -> State:
-        trial = state.trial
-        assert trial is not None
+    def _withdraw(self, state: State, trial: Trial) -> State:
         served = self._served(trial.challenger.partition("/")[0])
         if served.find(trial.challenger) and served.versions[0].version != trial.challenger:
             self._endpoint.drain(trial.challenger)
-        return self._close(state, "withdrawn", self._registry.resolve(trial.challenger, "canary"))
+        return self._close(state, trial, "withdrawn", self._registry.resolve(trial.challenger, "canary"))
 
-    def _close(self, state: State, what: str, version: Version) -> State:
-        trial = state.trial
-        assert trial is not None
+    def _close(self, state: State, trial: Trial, what: str, version: Version) -> State:
+        """Write down what became of it; a refresh that was under way before goes on."""
         tags = {"canary": what, "canary_reason": trial.reason}
         self._registry.note(version, tags | {f"canary_{name}": value for name, value in trial.numbers.items()})
         self._say("canary", state=what, version=str(version), why=trial.reason)
         stages = [stage.model_dump(mode="json") for stage in trial.stages]
-        closed = state.model_copy(update={"phase": "idle", "trial": None})
+        phase = "refreshing" if state.upto else "idle"
+        closed = state.model_copy(update={"phase": phase, "trial": None})
         return self._loop.write(closed.decided(what, str(version), trial.reason, **trial.numbers, stages=stages))
 
-    # -- what they look at
+    def _write(self, state: State, trial: Trial, **changes: Any) -> State:
+        return self._loop.write(state.model_copy(update={"trial": trial, **changes}))
 
-    def _by_hand(self, trial: Trial) -> str:
-        """What somebody else changed, so that there is nothing to try any more."""
+    def _by_hand(self, trial: Trial) -> tuple[Phase, str] | None:
+        """What somebody else did, so that there is nothing to try any more, and what becomes of the challenger."""
         served = self._served(trial.challenger.partition("/")[0])
         if served.versions[0].version == trial.challenger:
-            return "somebody promoted it"
+            return "promoting", "somebody promoted it"
         if served.versions[0].version != trial.champion:
-            return f"somebody made {served.versions[0].version} champion"
+            return "withdrawing", f"somebody made {served.versions[0].version} champion"
         if trial.placed and served.find(trial.challenger) is None:
-            return "somebody drained it"
-        return ""
+            return "withdrawing", "somebody drained it"
+        return None
 
     def _broken(self, trial: Trial) -> str:
         """What is surely wrong with the challenger's answers; nothing where all is well."""
@@ -226,7 +206,7 @@ class Rollout:
         """With what requests of each stage came to; those that are too young for a click don't count yet."""
         outcomes = self._log.outcomes(trial.after)
         old = datetime.now(UTC) - timedelta(seconds=self._wanted.attribution)
-        least = GAINS["purchase" if self._wanted.metric == "purchase" else "click"]
+        least = GAINS[self._wanted.metric]
         table = outcomes.filter(pl.col("at") <= old).with_columns(value=(pl.col("gain") >= least).cast(pl.Float64))
         trial = trial.model_copy(deep=True)
         for stage in trial.stages:
@@ -279,6 +259,28 @@ def described(version: Version) -> ServedVersion:
     """A registered version as an endpoint knows it."""
     fields = tuple(load_artifact(version.folder, str(version)).fields)
     return ServedVersion(version=str(version), app=app_of(str(version)), fields=fields, weight=0.0)
+
+
+def make_champion(
+    registry: Registry, endpoint: Endpoint | None, version: Version, window: float
+) -> tuple[Version, Version]:
+    """Give a version all traffic, where an endpoint of its name runs, and the alias; it, and the champion before it.
+
+    The others stay loaded for `window` seconds. Doing it again changes nothing.
+    """
+    if endpoint:
+        endpoint.promote(described(version), window)
+    return registry.promote(str(version), "promote")
+
+
+def _next(trial: Trial, portion: float) -> Trial:
+    """With a further stage, which the endpoint is to be told of."""
+    trial, now = trial.model_copy(deep=True), datetime.now(UTC)
+    if trial.stages:
+        trial.stages[-1].ended = now
+    trial.stages.append(Stage(share=portion, begun=now))
+    trial.placed = False
+    return trial
 
 
 def _answers(counts: Counts) -> dict[str, float]:

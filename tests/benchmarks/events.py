@@ -45,7 +45,6 @@ def main() -> None:
             done = subprocess.run([*sending, "--answers", str(answers)], capture_output=True, text=True, check=True)
         told = json.loads(done.stdout)
         answered = [json.loads(line) for line in answers.read_text().splitlines()]
-        answered = [json.loads(line) for line in answers.read_text().splitlines()]
         acknowledged = sum(json.loads(one["text"])["stored"] for one in answered if one["status"] == "200")
         stored = EventLog(os.fspath(folder / "root" / "feedback")).events.read()
         print(f"{told['sent'] * arguments.batch:,} events in {told['sent']:,} requests: {told['statuses']}")

@@ -25,9 +25,9 @@ from ray import serve
 
 from rankstill.artifacts import export_artifact, load_artifact
 from rankstill.cli import format_table
+from rankstill.configfile import load_config
 from rankstill.event_log import EventLog
 from rankstill.loop import Loop
-from rankstill.refresh_config import Canary
 from rankstill.registry import Registry
 from rankstill.rollout import Rollout, described
 from rankstill.serving import Endpoint, Serving, with_version
@@ -131,15 +131,14 @@ def tried(bench: Bench, registry: Registry, serving: Serving, root: Path, number
     def say(_: str, **told: Any) -> None:
         moments.setdefault(str(told["state"]), time.monotonic())
 
-    rollout = Rollout(Canary(), 3600.0, loop, registry, Endpoint(serving, lambda _: None), log, say)
+    config = load_config({"data": {"shop": {}}}, [])
+    rollout = Rollout(config, loop, registry, Endpoint(serving, lambda _: None), log, say)
     version = registry.resolve(f"shop/{number}", "benchmark")
 
     def work() -> None:
         time.sleep(LEAD_SECONDS)
         rollout.begin(version)
-        while loop.state.trial:
-            rollout.step()
-            time.sleep(Canary().poll)
+        rollout.see_through()
 
     thread = threading.Thread(target=work)
     answers = bench.under_load(thread.start, seconds)

@@ -49,6 +49,12 @@ class Check:
         found = {"at least": self.low, "not surely below": self.high, "at most": -self.value}[self.asks]
         return found >= (-self.limit if self.asks == "at most" else self.limit)
 
+    def row(self) -> dict[str, Any]:
+        """As JSON has it: null for what can't be measured."""
+        found = {"value": self.value, "low": self.low, "high": self.high}
+        numbers = {name: value if np.isfinite(value) else None for name, value in found.items()}
+        return {**asdict(self), **numbers, "passed": self.passed}
+
     def line(self) -> str:
         """In words, for the registry."""
         if self.asks == "at most":
@@ -88,8 +94,7 @@ def accept(run: Run, prepared: Prepared, fresh: Fresh, champion: Artifact, chall
         run.reporter.event("accepted", state="measuring")
         checks = [*_judged(run, prepared, both), *_fresh(run, fresh, both), *_costs(run, prepared, both)]
         refused = [check.line() for check in checks if not check.passed]
-        rows = [{**asdict(check), "passed": check.passed} for check in checks]
-        rows = [{name: None if value != value else value for name, value in row.items()} for row in rows]
+        rows = [check.row() for check in checks]
         write_json(folder / "gate.json", {"passed": not refused, "refused": refused, "checks": rows})
 
     return Verdict(run.step("accepted", key, build))

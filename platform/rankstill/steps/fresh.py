@@ -14,7 +14,7 @@ from rankstill.bm25 import Bm25
 from rankstill.candidates import made_pairs, unlabelled_pairs
 from rankstill.config import Config
 from rankstill.data import build_lists, draw_split, with_pair_id
-from rankstill.drift import drift, unknown
+from rankstill.drift import drift_since, unknown
 from rankstill.errors import DataError
 from rankstill.event_log import EventLog
 from rankstill.feedback import Examination, click_targets, examination
@@ -216,7 +216,7 @@ def _drift(shown: pl.DataFrame, prepared: Prepared, upto: Upto, config: Config) 
     learnt = prepared.pairs
     now = shown.filter(pl.col("batch") > upto.before)
     return {
-        "stability": drift(shown.filter(pl.col("batch") <= upto.before), now),
+        "stability": drift_since(shown, upto.before),
         "unknown": unknown(now, learnt["query"], learnt["item_id"]),
         "limit": config.refresh.drift,
     }
