@@ -32,13 +32,14 @@ from rankstill.simulation import SimulatedShop, clicks
 
 CALM, RAMP, DRIFTED = 40.0, 5.0, 1.0
 """Seconds before demand drifts, and until all of the drift is there; share of the shoppers who ask for what is new."""
-AFTER = 60.0
+AFTER = 45.0
 """Seconds that the promoted student is watched."""
 MOST = 1500.0
 """Seconds after which the demo ends, whatever was decided."""
 TELL = 15.0
-NICENESS = "2"
-"""Of what learns, beside what serves: with Ray's 15 it would get next to nothing of two cores that are both wanted."""
+SHARING = {"RAY_worker_niceness": "2", "OMP_WAIT_POLICY": "passive"}
+"""Environment of what learns, beside what serves: with Ray's niceness of 15 it would get next to nothing of two cores
+that are both wanted, and threads that wait for one another would spin on them."""
 
 
 def main() -> None:
@@ -104,7 +105,7 @@ def refreshing(arguments: argparse.Namespace, config: Config, dashboard: str) ->
     """Run jobs.refresh beside the endpoint."""
     command = [sys.executable, "-m", "jobs.refresh", "--config", str(arguments.config), "--every", "10s"]
     log_path = config.storage.folder / "refresh.log"
-    environment = {**os.environ, "RAY_DASHBOARD_ADDRESS": dashboard, "RAY_worker_niceness": NICENESS}
+    environment = {**os.environ, **SHARING, "RAY_DASHBOARD_ADDRESS": dashboard}
     with log_path.open("wb") as log:
         job = subprocess.Popen([*command, *arguments.overrides], stdout=log, stderr=log, env=environment)
         try:

@@ -16,7 +16,7 @@ from rankstill.errors import ConfigError, ModelError
 from rankstill.event_log import EventLog
 from rankstill.progress import Reporter
 from rankstill.registry import Registry
-from rankstill.simulation import SimulatedShop, clicks
+from rankstill.simulation import SimulatedShop, logged
 
 SETTINGS = ["data.shop=null", "data.fields=[title]", "name=shop", "labels.candidates=0", "train.epochs=1"]
 SETTINGS += ["refresh.epochs=1", "refresh.candidates=2", "refresh.new_queries=12"]
@@ -28,14 +28,12 @@ def visited(log: EventLog, shop: SimulatedShop, count: int, drifted: float, seed
     """Shoppers who get random rankings with neighbours in random order; how many clicks."""
     rng, impressions, events = Random(seed), [], []
     for number in range(count):
-        visit, now, request = shop.visit(rng, drifted), datetime.now(UTC), f"r{seed}-{number}"
-        shown = [{"item_id": one["id"], "text": one["title"], "position": n, "score": -float(n)}
-                 for n, one in enumerate(visit.items)]  # fmt: skip
-        row = {"request_id": request, "query": visit.query, "model_version": "shop/1", "user": None, "at": now}
-        impressions.append({**row, "items": shown, "swap": rng.randrange(len(shown) - 1), "propensity": 0.5})
-        for place in clicks(rng, visit.grades):
-            event = {"event_id": f"{request}-{place}", "event": "click", "request_id": request, "position": place}
-            events.append({**event, "at": now})
+        visit = shop.visit(rng, drifted)
+        impression, clicked = logged(
+            rng, visit, range(len(visit.items)), "shop/1", f"r{seed}-{number}", datetime.now(UTC)
+        )
+        impressions.append(impression)
+        events += clicked
     log.impressions.add(impressions)
     log.events.add(events)
     return len(events)

@@ -7,7 +7,9 @@ the shoppers call the old ones by words that nobody used before.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from random import Random
+from typing import Any
 
 import polars as pl
 
@@ -41,8 +43,8 @@ class Visit:
 class SimulatedShop:
     """A shop and its shoppers; the same seed gives the same shop and, visit by visit, the same shoppers."""
 
-    items: int = 1200
-    queries: int = 240
+    items: int = 800
+    queries: int = 160
     candidates: int = 10
     seed: int = 0
     _asked: dict[bool, list[Visit]] = field(default_factory=dict, init=False)
@@ -94,6 +96,28 @@ def clicks(rng: Random, grades: Sequence[int]) -> list[int]:
     """Positions, from 0, that a shopper clicks, of items that fit so well in the order shown."""
     chances = [(place + 1) ** -LOOKED * CLICKED[fits] for place, fits in enumerate(grades)]
     return [place for place, chance in enumerate(chances) if rng.random() < chance]
+
+
+def logged(
+    rng: Random, visit: Visit, order: Sequence[int], version: str, request: str, at: datetime
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The impression and the clicks of a shopper, as `EventLog` stores them.
+
+    Items are shown in an order (places, best first) in which two neighbours changed places with a chance of a half.
+    """
+    shown, upper = list(order), rng.randrange(len(order) - 1)
+    if rng.random() < 0.5:
+        shown[upper], shown[upper + 1] = shown[upper + 1], shown[upper]
+    items = [
+        {"item_id": visit.items[place]["id"], "text": visit.items[place]["title"], "position": n, "score": -float(n)}
+        for n, place in enumerate(shown)
+    ]
+    told = {"request_id": request, "query": visit.query, "model_version": version, "user": None, "at": at}
+    events = [
+        {"event_id": f"{request}-{n}", "event": "click", "request_id": request, "position": n, "at": at}
+        for n in clicks(rng, [visit.grades[place] for place in shown])
+    ]
+    return {**told, "items": items, "swap": upper, "propensity": 0.5}, events
 
 
 def _visits(
