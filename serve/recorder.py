@@ -3,9 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 from rankstill.event_log import EventLog, Log, Row
 from serve.watch import Counts, together
+
+GATHER_SECONDS = 0.05
+"""For so long rows are gathered for a write: a commit takes 20 ms of a core however few it has."""
 
 
 class Recorder:
@@ -35,37 +39,38 @@ class Recorder:
 
 
 class Groups:
-    """Writes to one table: those who ask while it writes are served together by the next write."""
+    """Writes to one table: those who ask within a moment, or while it writes, are served together by the next write."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._writer, self._compactor = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._waiting: list[tuple[Sequence[Row], asyncio.Future[int]]] = []
+        self._writing: asyncio.Task[None] | None = None
 
     async def add(self, rows: Sequence[Row]) -> int:
         """Store rows; how many are new."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[int] = loop.create_future()
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((rows, future))
-        await loop.run_in_executor(self._writer, self._write_all, loop)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
         return await future
 
-    def _write_all(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Write what waits; whoever comes later may find it written already."""
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return
-        try:
-            new = iter(self._log.add([row for rows, _ in waiting for row in rows]))
-            counts = [sum(next(new) for _ in rows) for rows, _ in waiting]
-        except Exception as error:  # whatever it is, those who wait must hear of it
-            for _, future in waiting:
-                loop.call_soon_threadsafe(_settle, future, error)
-            return
-        for (_, future), count in zip(waiting, counts, strict=True):
-            loop.call_soon_threadsafe(_settle, future, count)
-        if self._log.wants_compaction:
-            self._compactor.submit(self._log.compact)
+    async def _write(self) -> None:
+        """Write what waits, group after group, until nothing does."""
+        while self._waiting:
+            await asyncio.sleep(GATHER_SECONDS)
+            waiting, self._waiting = self._waiting, []
+            rows = [row for rows, _ in waiting for row in rows]
+            try:
+                new = iter(await asyncio.get_running_loop().run_in_executor(self._writer, self._log.add, rows))
+                outcomes: list[int | Exception] = [sum(islice(new, len(rows))) for rows, _ in waiting]
+            except Exception as error:  # whatever it is, those who wait must hear of it
+                outcomes = [error] * len(waiting)
+            for (_, future), outcome in zip(waiting, outcomes, strict=True):
+                _settle(future, outcome)
+            if self._log.wants_compaction:
+                self._compactor.submit(self._log.compact)
+        self._writing = None
 
 
 def _settle(future: "asyncio.Future[int]", outcome: int | Exception) -> None:

@@ -26,8 +26,12 @@ APP = "rankstill"
 """Name of the transactions."""
 KNOWN_DAYS = 3
 """An event that comes again within so many days isn't stored again."""
-COMPACT_COMMITS = 200
-"""After so many groups their files are merged."""
+COMPACT_COMMITS = 50
+"""After so many groups their files are merged: a commit takes the longer the more files there are."""
+MERGED_BYTES = 8 * 2**20
+"""A file of this size isn't merged with others any more."""
+STATISTICS = {"delta.dataSkippingStatsColumns": "batch"}
+"""Columns whose least and largest values stand in the table's log."""
 VACUUM_HOURS = 1
 """Files that no row is in any more are kept so long, for those who read or write meanwhile."""
 ATTEMPTS = 20
@@ -50,7 +54,9 @@ class Log:
         try:
             if self._local:
                 self._local.mkdir(parents=True, exist_ok=True)
-            self._table = DeltaTable.create(location, schema=schema, partition_by=["day"], mode="ignore")
+            self._table = DeltaTable.create(
+                location, schema=schema, partition_by=["day"], mode="ignore", configuration=STATISTICS
+            )
         except FAILURES as error:
             raise ConfigError(
                 f"storage: {shown(location)!r} can't hold a Delta table ({_line(error)}); give a folder, or a URL with"
@@ -102,8 +108,9 @@ class Log:
         common = {"received": now, "batch": batch, "day": now.date().isoformat()}
         table = pa.Table.from_pylist([{**row, **common} for row in rows], schema=self._schema)
         transaction = CommitProperties(app_transactions=[Transaction(APP, batch)])
+        delta = self._table  # which a compaction replaces
         try:
-            write_deltalake(self._table, table, mode="append", commit_properties=transaction)
+            write_deltalake(delta, table, mode="append", commit_properties=transaction)
         except CommitFailedError:
             return False
         except FAILURES as error:
@@ -113,7 +120,7 @@ class Log:
         self._last = batch
         self._since_compaction += 1
         if self._local:
-            _sync(self._local, self._table.version())
+            _sync(self._local, delta.version())
         return True
 
     @property
@@ -125,10 +132,11 @@ class Log:
         """Merge small files; rows stay as they are, and others may write meanwhile."""
         self._since_compaction = 0
         table = DeltaTable(self._location)
-        table.optimize.compact()
+        table.optimize.compact(target_size=MERGED_BYTES)
         table.vacuum(retention_hours=VACUUM_HOURS, dry_run=False, enforce_retention_duration=False)
         table.create_checkpoint()
         table.cleanup_metadata()
+        self._table = DeltaTable(self._location)  # the other one carries all the commits before
 
     def _look(self) -> None:
         """Learn what others wrote."""

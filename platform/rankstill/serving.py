@@ -169,10 +169,13 @@ class Endpoint:
     def share(self, version: Version, percent: Mapping[str, float], window: float) -> None:
         """Give a version a share of the traffic (weight), or of copies (shadow)."""
         self._load(version)
-        if "shadow" in percent:
-            self._change(lambda served: served.shadowed(version.version, percent["shadow"] / 100), window)
-        if "weight" in percent:
-            self._change(lambda served: served.shared(version.version, percent["weight"] / 100), window)
+
+        def change(served: Served) -> Served:
+            if "shadow" in percent:
+                served = served.shadowed(version.version, percent["shadow"] / 100)
+            return served.shared(version.version, percent["weight"] / 100) if "weight" in percent else served
+
+        self._change(change, window)
 
     def drain(self, version: str) -> None:
         """Take a version out: first its traffic, then its replicas."""
@@ -194,10 +197,13 @@ class Endpoint:
         """Change the traffic; then remove what has been without any for long."""
         config, served = self._now()
         changed = change(served)
-        self._serving.deploy(with_traffic(config, changed), self._waiting)
+        told = with_traffic(config, changed)
+        self._serving.deploy(told, self._waiting)
         for one in changed.idle(time.time() - window):
             changed = changed.without(one.version)
-        self._serving.deploy(with_served(config, changed), self._waiting)
+        left = with_served(config, changed)
+        if left != told:
+            self._serving.deploy(left, self._waiting)
 
     def _now(self) -> tuple[Config, Served]:
         served = self.served

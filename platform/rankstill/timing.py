@@ -17,8 +17,8 @@ from rankstill.artifacts import load_artifact
 from rankstill.errors import RunError
 from rankstill.quiet import QuietLock
 
-WARM_UP, PART, PARTS, SECONDS = 5, 100, 9, 8.0
-"""Rankings before timing; those of a part; parts timed of each size, at most; and the time after which fewer do."""
+WARM_UP, PARTS, SECONDS = 5, 9, 8.0
+"""Rankings before timing; parts timed of each size, at most; and the time after which fewer do."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,15 @@ class Timing:
     """Candidates of a ranking."""
     rankings: tuple[tuple[str, tuple[str, ...]], ...]
     """Queries, each with the texts of as many items as the largest count."""
+    part: int = 100
+    """Rankings of a part; fewer tell the median alone."""
 
 
 def time_alone(root: Path, timing: Timing) -> dict[str, Any]:
     """Time in a new process, while work of the same storage root on this machine pauses.
 
-    `latency` has p50_ms and p99_ms by count, tokenising included; p99 is the median of those of up to nine parts of a
-    hundred rankings, so that a burst of other work on the machine doesn't count. `pairs_per_second` is of the largest
+    `latency` has p50_ms and p99_ms by count, tokenising included; p99 is the median of those of up to nine parts, so
+    that a burst of other work on the machine doesn't count. `pairs_per_second` is of the largest
     count; `load_seconds` and `resident_bytes` are what loading and warming up take; `bytes` is the model file's size.
 
     Raises:
@@ -89,7 +91,7 @@ def _rankings(score: Any, timing: Timing, count: int) -> NDArray[np.float64]:
     parts: list[list[float]] = []
     while not parts or (len(parts) < PARTS and sum(map(sum, parts)) < SECONDS):
         parts.append([])
-        for place in range(PART):
+        for place in range(timing.part):
             query, texts = timing.rankings[place % len(timing.rankings)]
             start = time.perf_counter()
             score([query] * count, texts[:count])

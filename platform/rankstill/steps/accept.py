@@ -25,6 +25,8 @@ from rankstill.timing import Timing, choose_rankings, time_alone
 
 SLICE_QUERIES = 20
 """A slice of fewer queries tells nothing."""
+MEDIAN_PART = 20
+"""Rankings of a part that is timed, where only medians count."""
 Floats = NDArray[np.float64]
 
 
@@ -152,7 +154,9 @@ def _costs(run: Run, prepared: Prepared, both: Sequence[Artifact]) -> list[Check
     timed = []
     for artifact in both:
         runtime = artifact.resolve(run.config.serve.runtime)
-        timing = Timing(str(artifact.folder), runtime, run.config.sweep.measure_cpus, (budget.candidates,), rankings)
+        part = {} if budget.p99_ms else {"part": MEDIAN_PART}
+        cpus, counts = run.config.sweep.measure_cpus, (budget.candidates,)
+        timing = Timing(str(artifact.folder), runtime, cpus, counts, rankings, **part)
         timed.append(time_alone(run.root, timing))
     before, now = (one["latency"][str(budget.candidates)] for one in timed)
     checks = [_cost("p50 ms", now["p50_ms"], before["p50_ms"] * run.config.refresh.slower)]
