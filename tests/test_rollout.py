@@ -111,8 +111,8 @@ def copies(count: int, agreement: float = 0.9, seconds: float = 0.05) -> dict[st
     return {**found, "compared": count, "agreement": count * agreement, "agreement_squares": count * agreement**2}
 
 
-def shop(log: EventLog, version: str, requests: int, clicked: int) -> None:
-    """Requests of a moment ago, of which so many were clicked."""
+def shop(log: EventLog, version: str, requests: int, clicked: int, event: str = "click") -> None:
+    """Requests of a moment ago, after so many of which something was done."""
     now, start = datetime.now(UTC), log.impressions.read().height
     rows = [
         {"request_id": f"{version}-{start + n}", "query": "drill", "model_version": version, "at": now, "items": []}
@@ -121,7 +121,7 @@ def shop(log: EventLog, version: str, requests: int, clicked: int) -> None:
     ]
     log.impressions.add(rows)
     events = [
-        {"event_id": f"click {row['request_id']}", "event": "click", "request_id": row["request_id"], "position": 0}
+        {"event_id": f"{event} {row['request_id']}", "event": event, "request_id": row["request_id"], "position": 0}
         | {"at": now}
         for row in rows[:clicked]
     ]
@@ -327,6 +327,16 @@ def test_requests_count_once_shoppers_had_time_to_click(made, front, registry, m
     state.trial.stages[0].begun = datetime.now(UTC) - timedelta(minutes=5)
     loop.write(state)
     assert rollout.step().trial.stages[0].challenger == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("metric", "counted"), [("click", 5.0), ("purchase", 2.0)])
+def test_what_counts_are_clicks_and_more_or_purchases(made, front, registry, monkeypatch, metric, counted):
+    rollout, loop, log = made
+    shadowed(rollout, loop, front, registry)
+    monkeypatch.setattr(rollout, "_wanted", CONFIG.refresh.canary.model_copy(update={"metric": metric}))
+    shop(log, "shop/2", 4, 3)
+    shop(log, "shop/2", 3, 2, "purchase")
+    assert rollout.step().trial.stages[0].challenger == (7.0, counted, counted)
 
 
 def test_an_endpoint_that_is_gone_is_told(made, front, registry):

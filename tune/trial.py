@@ -115,8 +115,7 @@ def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: 
         report, table, _ = evaluate(ranker, pairs, "valid split")
     files.write_table(f"{name} {artifact.precision}", table)
     timing = Timing(
-        artifact=str(artifact.folder),
-        runtime=runtime,
+        artifacts=((str(artifact.folder), runtime),),
         threads=settings.measure_cpus,
         counts=settings.counts,
         rankings=choose_rankings(
@@ -127,7 +126,7 @@ def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: 
     )
     if settings.measure_on:
         there = ray.remote(num_cpus=0, resources={settings.measure_on: 0.001})(time_alone)
-        timed = ray.get(there.remote(run.root, timing))
+        (timed,) = ray.get(there.remote(run.root, timing))
     else:
-        timed = time_alone(run.root, timing)
+        (timed,) = time_alone(run.root, timing)
     return Variant(name, artifact.precision, str(artifact.folder), runtime, report["metrics"][PRIMARY], timed)

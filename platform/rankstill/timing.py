@@ -1,10 +1,11 @@
-"""Times an artifact as it will be served: in a process of its own, with nothing beside it."""
+"""Times artifacts as they will be served: in a process of their own, with nothing beside it."""
 
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,10 @@ WARM_UP, PARTS, SECONDS = 5, 9, 8.0
 
 @dataclass(frozen=True)
 class Timing:
-    """What is timed: an artifact in a runtime, on rankings of several sizes."""
+    """What is timed: artifacts, by turns, so that other work slows all alike, on rankings of several sizes."""
 
-    artifact: str
-    runtime: str
-    """torch or onnx."""
+    artifacts: tuple[tuple[str, str], ...]
+    """Folder and runtime (torch or onnx) of each."""
     threads: int
     counts: tuple[int, ...]
     """Candidates of a ranking."""
@@ -37,8 +37,8 @@ class Timing:
     """Rankings of a part; fewer tell the median alone."""
 
 
-def time_alone(root: Path, timing: Timing) -> dict[str, Any]:
-    """Time in a new process, while work of the same storage root on this machine pauses.
+def time_alone(root: Path, timing: Timing) -> list[dict[str, Any]]:
+    """Time each artifact in a new process, while work of the same storage root on this machine pauses.
 
     `latency` has p50_ms and p99_ms by count, tokenising included; p99 is the median of those of up to nine parts, so
     that a burst of other work on the machine doesn't count. `pairs_per_second` is of the largest
@@ -58,45 +58,46 @@ def time_alone(root: Path, timing: Timing) -> dict[str, Any]:
             env=environment,
         )
     if done.returncode:
-        raise RunError(f"timing {timing.artifact!r} failed: {done.stderr.strip().splitlines()[-1:]}; load it by hand")
+        names = ", ".join(repr(folder) for folder, _ in timing.artifacts)
+        raise RunError(f"timing {names} failed: {done.stderr.strip().splitlines()[-1:]}; load it by hand")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def time_here(timing: Timing) -> dict[str, Any]:
+def time_here(timing: Timing) -> list[dict[str, Any]]:
     """`time_alone` without the process and the silence."""
-    process = psutil.Process()
-    before, start = process.memory_info().rss, time.perf_counter()
-    artifact = load_artifact(Path(timing.artifact), "artifact")
-    scorer = artifact.scorer(timing.runtime, timing.threads)
-    for query, texts in timing.rankings[:WARM_UP]:
-        scorer.score([query] * len(texts), texts)
-    loaded, resident = time.perf_counter() - start, process.memory_info().rss - before
-    latency, rate = {}, 0.0
+    process, scorers, found = psutil.Process(), [], []
+    for folder, runtime in timing.artifacts:
+        before, start = process.memory_info().rss, time.perf_counter()
+        artifact = load_artifact(Path(folder), "artifact")
+        scorer = artifact.scorer(runtime, timing.threads)
+        for query, texts in timing.rankings[:WARM_UP]:
+            scorer.score([query] * len(texts), texts)
+        scorers.append(scorer)
+        loaded, resident = time.perf_counter() - start, process.memory_info().rss - before
+        size = artifact.model_file(runtime).stat().st_size
+        told = {"load_seconds": round(loaded, 3), "bytes": size, "resident_bytes": resident}
+        found.append({"latency": {}, "pairs_per_second": 0.0, **told})
     for count in sorted(timing.counts):
-        taken = _rankings(scorer.score, timing, count)
-        p50, p99 = float(np.median(taken)), float(np.median(np.percentile(taken, 99, axis=1)))
-        latency[str(count)] = {"p50_ms": round(p50 * 1000, 3), "p99_ms": round(p99 * 1000, 3)}
-        rate = count / p50
-    return {
-        "latency": latency,
-        "pairs_per_second": round(rate, 1),
-        "load_seconds": round(loaded, 3),
-        "bytes": artifact.model_file(timing.runtime).stat().st_size,
-        "resident_bytes": resident,
-    }
+        for told, taken in zip(found, _rankings([one.score for one in scorers], timing, count), strict=True):
+            p50, p99 = float(np.median(taken)), float(np.median(np.percentile(taken, 99, axis=1)))
+            told["latency"][str(count)] = {"p50_ms": round(p50 * 1000, 3), "p99_ms": round(p99 * 1000, 3)}
+            told["pairs_per_second"] = round(count / p50, 1)
+    return found
 
 
-def _rankings(score: Any, timing: Timing, count: int) -> NDArray[np.float64]:
-    """Seconds of rankings of `count` candidates, one after the other, [parts, rankings]."""
-    parts: list[list[float]] = []
-    while not parts or (len(parts) < PARTS and sum(map(sum, parts)) < SECONDS):
+def _rankings(scores: Sequence[Any], timing: Timing, count: int) -> NDArray[np.float64]:
+    """Seconds of rankings of `count` candidates, one after the other, [scores, parts, rankings]."""
+    parts: list[list[list[float]]] = []
+    while not parts or (len(parts) < PARTS and np.sum(parts) < SECONDS * len(scores)):
         parts.append([])
         for place in range(timing.part):
             query, texts = timing.rankings[place % len(timing.rankings)]
-            start = time.perf_counter()
-            score([query] * count, texts[:count])
-            parts[-1].append(time.perf_counter() - start)
-    return np.array(parts)
+            parts[-1].append([])
+            for score in scores:
+                start = time.perf_counter()
+                score([query] * count, texts[:count])
+                parts[-1][-1].append(time.perf_counter() - start)
+    return np.array(parts).transpose(2, 0, 1)
 
 
 def choose_rankings(
@@ -117,4 +118,5 @@ def choose_rankings(
 if __name__ == "__main__":
     given = json.load(sys.stdin)
     rankings = tuple((query, tuple(texts)) for query, texts in given.pop("rankings"))
-    print(json.dumps(time_here(Timing(**{**given, "counts": tuple(given["counts"])}, rankings=rankings))))
+    artifacts, counts = tuple(map(tuple, given.pop("artifacts"))), tuple(given.pop("counts"))
+    print(json.dumps(time_here(Timing(artifacts, counts=counts, rankings=rankings, **given))))

@@ -151,13 +151,11 @@ def _costs(run: Run, prepared: Prepared, both: Sequence[Artifact]) -> list[Check
     budget = run.config.sweep.budget
     pairs = judged_split(prepared.pairs, "test")
     rankings = choose_rankings(pairs["query"].unique().to_list(), pairs["text"].unique().to_list(), budget.candidates)
-    timed = []
-    for artifact in both:
-        runtime = artifact.resolve(run.config.serve.runtime)
-        part = {} if budget.p99_ms else {"part": MEDIAN_PART}
-        cpus, counts = run.config.sweep.measure_cpus, (budget.candidates,)
-        timing = Timing(str(artifact.folder), runtime, cpus, counts, rankings, **part)
-        timed.append(time_alone(run.root, timing))
+    artifacts = tuple((str(one.folder), one.resolve(run.config.serve.runtime)) for one in both)
+    part = {} if budget.p99_ms else {"part": MEDIAN_PART}
+    timed = time_alone(
+        run.root, Timing(artifacts, run.config.sweep.measure_cpus, (budget.candidates,), rankings, **part)
+    )
     before, now = (one["latency"][str(budget.candidates)] for one in timed)
     checks = [_cost("p50 ms", now["p50_ms"], before["p50_ms"] * run.config.refresh.slower)]
     if budget.p99_ms:
