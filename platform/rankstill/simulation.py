@@ -2,7 +2,7 @@
 
 A shopper looks at a position with a probability that falls with it, and clicks an item that was looked at the likelier
 the better it fits, sometimes by mistake. When demand drifts, the shop sells further types of products, and a share of
-the shoppers call the old ones by words that nobody used before.
+the shoppers call the old ones by words that nobody used before, for which the shop's search finds anything.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,11 @@ LOOKED = 1.0
 """A position is looked at as (position + 1) ** -LOOKED."""
 CLICKED = (0.01, 0.05, 0.2, 0.5)
 """How likely an item that was looked at is clicked, by how well it fits."""
-SEASONAL = 4
+SEASONAL = 3
 """One type in so many comes with the drift."""
-SLANG = ("zorbo", "quindle", "faplet", "mirvo", "tashik", "brundo", "elpix", "norvat", "wizzle", "kembra", "dulfi",
-         "pastro", "jibbex", "ultrin", "sevvo", "hocket")  # fmt: skip
+STRANGE = 0.6
+"""Share of what is found for a new word that may be any item."""
+SLANG = ("zorbo", "quindle", "faplet", "mirvo", "tashik")
 """Words that mean nothing yet."""
 
 
@@ -67,7 +68,8 @@ class SimulatedShop:
         within = {place: number for number, place in enumerate(old)}
         moved = [query._replace(target=within[query.target]) for query in known]
         before = _visits(rng, [stock[place] for place in old], table[old], moved, self.candidates)
-        after = _visits(rng, stock, table, [*renamed, *further], self.candidates)
+        after = _visits(rng, stock, table, renamed, self.candidates, round(STRANGE * self.candidates))
+        after += _visits(rng, stock, table, further, self.candidates)
         self._asked = {False: before, True: after}
 
     def judgements(self) -> pl.DataFrame:
@@ -121,13 +123,15 @@ def logged(
 
 
 def _visits(
-    rng: Random, stock: Sequence[Item], table: pl.DataFrame, queries: Sequence[Query], count: int
+    rng: Random, stock: Sequence[Item], table: pl.DataFrame, queries: Sequence[Query], count: int, strange: int = 0
 ) -> list[Visit]:
+    """What each query finds: `count` items, of which so many `strange` ones may be any."""
     shelves = Shelves(stock)
     ids, titles = table["item_id"].to_list(), table["title"].to_list()
     found: dict[str, Visit] = {}
     for query in queries:
-        places = choose_candidates(rng, shelves, query, count)
+        places = choose_candidates(rng, shelves, query, count - strange)
+        places += [place for place in rng.sample(range(len(stock)), strange) if place not in places]
         items = [{"id": ids[place], "title": titles[place]} for place in places]
         text = query.text.lower()
         found.setdefault(text, Visit(text, items, [grade(query, stock[place]) for place in places]))
