@@ -255,7 +255,7 @@ def label_missing(
         if not blocks:
             return {"pairs": 0}
         tally = Tally()
-        reporter.advance(ProgressEvent(labeller.task, 0, total, "pair", {}))  # from here on the rate counts
+        reporter.advance(ProgressEvent(labeller.task, 0, total, "pair", {}, anew=True))  # from here on the rate counts
         for row in map_blocks(actor, labeller.job(run, store.tree), list(blocks), share.actors):
             tally.add(row)
             reporter.advance(ProgressEvent(labeller.task, row["pairs"], total, "pair", tally.shown()))
