@@ -30,7 +30,7 @@ from rankstill.errors import RunError
 from rankstill.loop import Loop
 from rankstill.simulation import SimulatedShop, clicks
 
-CALM, RAMP, DRIFTED = 40.0, 5.0, 1.0
+CALM, RAMP, DRIFTED = 30.0, 5.0, 1.0
 """Seconds before demand drifts, and until all of the drift is there; share of the shoppers who ask for what is new."""
 AFTER = 45.0
 """Seconds that the promoted student is watched."""

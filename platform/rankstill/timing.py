@@ -78,14 +78,14 @@ def time_here(timing: Timing) -> list[dict[str, Any]]:
         told = {"load_seconds": round(loaded, 3), "bytes": size, "resident_bytes": resident}
         found.append({"latency": {}, "pairs_per_second": 0.0, **told})
     for count in sorted(timing.counts):
-        for told, taken in zip(found, _rankings([one.score for one in scorers], timing, count), strict=True):
+        for told, taken in zip(found, rank_by_turns([one.score for one in scorers], timing, count), strict=True):
             p50, p99 = float(np.median(taken)), float(np.median(np.percentile(taken, 99, axis=1)))
             told["latency"][str(count)] = {"p50_ms": round(p50 * 1000, 3), "p99_ms": round(p99 * 1000, 3)}
             told["pairs_per_second"] = round(count / p50, 1)
     return found
 
 
-def _rankings(scores: Sequence[Any], timing: Timing, count: int) -> NDArray[np.float64]:
+def rank_by_turns(scores: Sequence[Any], timing: Timing, count: int) -> NDArray[np.float64]:
     """Seconds of rankings of `count` candidates, one after the other, [scores, parts, rankings]."""
     parts: list[list[list[float]]] = []
     while not parts or (len(parts) < PARTS and np.sum(parts) < SECONDS * len(scores)):

@@ -1,0 +1,46 @@
+"""Timing of artifacts, by turns."""
+
+import numpy as np
+import pytest
+from builders import tiny_cross_encoder
+
+from rankstill.artifacts import export_artifact
+from rankstill.errors import RunError
+from rankstill.timing import PARTS, Timing, choose_rankings, rank_by_turns, time_alone
+
+RANKINGS = choose_rankings(["red drill", "saw"], ["a", "b", "c"], 4)
+
+
+def test_rankings_are_drawn_with_as_many_texts_as_wanted():
+    assert {query for query, _ in RANKINGS} == {"red drill", "saw"}
+    assert all(len(texts) == 4 and set(texts) <= {"a", "b", "c"} for _, texts in RANKINGS)
+    assert choose_rankings(["red drill", "saw"], ["a", "b", "c"], 4) == RANKINGS
+
+
+def test_artifacts_rank_by_turns():
+    asked = []
+    scores = [lambda queries, texts, who=who: asked.append((who, queries, texts)) for who in "ab"]
+    taken = rank_by_turns(scores, Timing((("a", "onnx"), ("b", "onnx")), 1, (2,), RANKINGS, part=3), 2)
+    assert taken.shape == (2, PARTS, 3)
+    assert np.all(taken > 0)
+    assert [who for who, *_ in asked] == ["a", "b"] * (3 * PARTS)
+    for one, other in zip(asked[::2], asked[1::2], strict=True):
+        assert one[1:] == other[1:]
+        assert (len(one[1]), len(one[2])) == (2, 2)
+
+
+def test_each_artifact_is_timed_in_its_runtime(tmp_path):
+    for layers in (1, 2):
+        (tmp_path / str(layers)).mkdir()
+        export_artifact(tiny_cross_encoder(layers=layers), tmp_path / str(layers), {}, ["title"])
+    artifacts = ((str(tmp_path / "1"), "onnx"), (str(tmp_path / "2"), "torch"))
+    one, other = time_alone(tmp_path, Timing(artifacts, 1, (1, 4), RANKINGS, part=2))
+    assert set(one["latency"]) == set(other["latency"]) == {"1", "4"}
+    assert one["bytes"] == (tmp_path / "1" / "model.onnx").stat().st_size
+    assert other["bytes"] == (tmp_path / "2" / "model.safetensors").stat().st_size
+    assert one["pairs_per_second"] == pytest.approx(4000 / one["latency"]["4"]["p50_ms"], rel=0.01)
+
+
+def test_what_can_not_be_timed_is_named(tmp_path):
+    with pytest.raises(RunError, match=r"timing '.*gone' failed: .*; load it by hand"):
+        time_alone(tmp_path, Timing(((str(tmp_path / "gone"), "onnx"),), 1, (1,), RANKINGS))
