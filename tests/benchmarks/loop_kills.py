@@ -42,7 +42,7 @@ SETTINGS += ["refresh.margin=1", "refresh.slice_margin=1", "refresh.slower=9", "
 SETTINGS += ["refresh.agreement_margin=1", "refresh.canary.shares=[0.3,0.5]", "refresh.canary.requests=[20]"]
 SETTINGS += ["refresh.canary.effect=0.4", "refresh.canary.copies=20", "refresh.canary.agreement=-1"]
 SETTINGS += ["refresh.canary.attribution=1", "refresh.canary.slower_ms=5000", "refresh.canary.poll=0.5"]
-SHORTEST, LONGEST = 2.0, 40.0
+SHORTEST, LONGEST = 2.0, 75.0
 """Seconds between kills."""
 WRITER_SHARE = 0.3
 END_SECONDS = 600.0
