@@ -4,7 +4,6 @@ SIMULATION: a generated shop, shoppers who click by a position-based model, and 
 Everything else is the real thing: the pipeline, the endpoint, the event log, jobs.refresh and its canary.
 """
 
-import argparse
 import json
 import os
 import queue
@@ -13,7 +12,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from jobs.pipeline import run_until
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
 from rankstill.config import Config
 from rankstill.configfile import load_config
-from rankstill.errors import RunError
+from rankstill.errors import ConfigError, RunError
 from rankstill.loop import Loop
 from rankstill.simulation import SimulatedShop, clicks
 
@@ -48,14 +47,18 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=8.0, metavar="N", help="shoppers a second (8)")
     add_config_arguments(parser)
     arguments = parser.parse_intermixed_args()
+    if not arguments.rate > 0:
+        raise ConfigError(f"--rate is {arguments.rate:g}; give shoppers a second, more than 0")
     config = load_config(arguments.config, arguments.overrides)
+    root = config.storage.folder
+    if Loop(root, config.name).exists:
+        raise ConfigError(f"storage.root={str(root)!r} has seen this demo; remove it, or give another one")
     began, shop = time.monotonic(), SimulatedShop()
-    judgements = Path(config.data.sources[0].path)
-    judgements.parent.mkdir(parents=True, exist_ok=True)
-    shop.judgements().write_ndjson(judgements)
+    settings = [*arguments.overrides, *judged(shop, root / "shop")]
+    config = load_config(arguments.config, settings)
     run_until(config)
-    model = f"{config.name}@champion"
-    with endpoint(config, model) as (url, dashboard), refreshing(arguments, config, dashboard):
+    command = [sys.executable, "-m", "jobs.refresh", "--config", str(arguments.config), "--every", "10s", *settings]
+    with endpoint(config, f"{config.name}@champion") as (url, dashboard), refreshing(command, root, dashboard):
         print(f"SIMULATION. The curve is live at {url}; Ctrl-C ends it.", flush=True)
         traffic = Traffic(shop, url, arguments.rate)
         watch(config, traffic, began)
@@ -65,6 +68,14 @@ def main() -> None:
     rows = [[f"{one.at:%H:%M:%S}", one.what, one.version, one.why[:90]] for one in told]
     print(format_table([["when (UTC)", "decision", "version", "why"], *rows]))
     print(f"in {time.monotonic() - began:.0f} s; all of it simulated but the loop itself")
+
+
+def judged(shop: SimulatedShop, folder: Path) -> list[str]:
+    """Write what somebody judged in a shop; the settings with which that is the data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "judgements.jsonl"
+    shop.judgements().write_ndjson(path)
+    return ["data.shop=null", f"data.sources=[{{path: {json.dumps(str(path))}}}]"]
 
 
 def watch(config: Config, traffic: "Traffic", began: float) -> None:
@@ -101,13 +112,12 @@ def watch(config: Config, traffic: "Traffic", began: float) -> None:
 
 
 @contextmanager
-def refreshing(arguments: argparse.Namespace, config: Config, dashboard: str) -> Iterator[None]:
+def refreshing(command: Sequence[str], root: Path, dashboard: str) -> Iterator[None]:
     """Run jobs.refresh beside the endpoint."""
-    command = [sys.executable, "-m", "jobs.refresh", "--config", str(arguments.config), "--every", "10s"]
-    log_path = config.storage.folder / "refresh.log"
+    log_path = root / "refresh.log"
     environment = {**os.environ, **SHARING, "RAY_DASHBOARD_ADDRESS": dashboard}
     with log_path.open("wb") as log:
-        job = subprocess.Popen([*command, *arguments.overrides], stdout=log, stderr=log, env=environment)
+        job = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             yield
             if job.poll() is not None:

@@ -57,8 +57,10 @@ def main() -> None:
     settings = [word for word in arguments.overrides if "=" in word]
     action, *names = words or ["promote" if arguments.model else "list"]
     wanted = ACTIONS.get(action, 0)
-    if action not in ACTIONS or (wanted is not None and len(names) != wanted) or len(names) > 1:
+    if action not in ACTIONS or len(names) > 1:
         raise ConfigError(f"{' '.join(words)!r} is nothing to do here; see python -m jobs.deploy --help")
+    if wanted is not None and len(names) != wanted:
+        raise ConfigError(f"{action} takes {'a name' if wanted else 'no name'}; see python -m jobs.deploy --help")
     if bool(arguments.model) != (action == "promote"):
         raise ConfigError("--model goes with nothing but settings; write --model REF, or an action with its name")
     shares = {name: value for name in ("weight", "shadow") if (value := getattr(arguments, name)) is not None}

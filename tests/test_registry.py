@@ -222,7 +222,7 @@ def test_the_command_promotes_lists_and_rolls_back(registry, artifact, monkeypat
     assert listed[2].split()[:2] == ["said/1", "champion"]
     assert "challenger" in listed[3]
     for words in (["promote"], ["rollback"], ["rollback", "a", "b"], ["lineage"], ["--model", "said/1", "list"], ["x"]):
-        with pytest.raises(ConfigError, match=r"nothing to do here|--model goes with"):
+        with pytest.raises(ConfigError, match=r"nothing to do here|takes a name|--model goes with"):
             deploy(*words)
     with pytest.raises(ModelError, match="it has"):
         deploy("--model", "said/9")

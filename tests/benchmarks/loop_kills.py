@@ -25,6 +25,7 @@ import httpx
 import psutil
 
 from jobs.demo import endpoint
+from jobs.demo_loop import SHARING, judged
 from jobs.pipeline import run_until
 from rankstill.artifacts import load_artifact
 from rankstill.cli import format_table
@@ -36,7 +37,7 @@ from rankstill.simulation import SimulatedShop, clicks
 from tests.benchmarks.events import stored_ids
 
 CONFIG = "jobs/configs/tiny.yaml"
-SETTINGS = ["name=shop", "data.shop=null", "data.fields=[title]", "serve.swap_rate=0.3", "serve.replicas=1"]
+SETTINGS = ["name=shop", "data.fields=[title]", "serve.swap_rate=0.3", "serve.replicas=1"]
 SETTINGS += ["refresh.least_events=40", "refresh.candidates=1", "refresh.new_queries=4", "refresh.epochs=1"]
 SETTINGS += ["refresh.margin=1", "refresh.slice_margin=1", "refresh.slower=9", "refresh.calibration=1"]
 SETTINGS += ["refresh.agreement_margin=1", "refresh.canary.shares=[0.3,0.5]", "refresh.canary.requests=[20]"]
@@ -59,9 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="loop-kills-") as name:
         folder = Path(name)
         shop = SimulatedShop(items=300, queries=90, candidates=6)
-        shop.judgements().write_ndjson(folder / "judgements.jsonl")
-        sources = f"data.sources=[{{path: {folder / 'judgements.jsonl'}}}]"
-        settings = [*SETTINGS, sources, f"storage.root={folder / 'root'}"]
+        settings = [*SETTINGS, *judged(shop, folder), f"storage.root={folder / 'root'}"]
         config = load_config(CONFIG, settings)
         run_until(config)
         with endpoint(config, "shop@champion") as (url, dashboard):
@@ -128,7 +127,7 @@ class Job:
     def __init__(self, settings: list[str], dashboard: str, log: Path) -> None:
         command = [sys.executable, "-m", "jobs.refresh", "--config", CONFIG, "--every", "2s"]
         self._command, self._log = [*command, *settings], log
-        self._environment = {**os.environ, "RAY_DASHBOARD_ADDRESS": dashboard, "RAY_worker_niceness": "2"}
+        self._environment = {**os.environ, **SHARING, "RAY_DASHBOARD_ADDRESS": dashboard}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
