@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import httpx
 
@@ -26,7 +27,7 @@ from rankstill.cli import add_config_arguments, format_table, make_parser, run_c
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.errors import ConfigError, RunError
-from rankstill.loop import Loop
+from rankstill.loop import Loop, table
 from rankstill.simulation import SimulatedShop, clicks
 
 CALM, RAMP, DRIFTED = 30.0, 5.0, 1.0
@@ -64,9 +65,7 @@ def main() -> None:
         watch(config, traffic, began)
     print()
     print(traffic.summary())
-    told = Loop(config.storage.folder, config.name).state.decisions
-    rows = [[f"{one.at:%H:%M:%S}", one.what, one.version, one.why[:90]] for one in told]
-    print(format_table([["when (UTC)", "decision", "version", "why"], *rows]))
+    print(format_table(table(Loop(root, config.name).state.decisions)))
     print(f"in {time.monotonic() - began:.0f} s; all of it simulated but the loop itself")
 
 
@@ -140,7 +139,7 @@ class Traffic:
     _phase: str = ""
     _totals: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
     _recent: list[tuple[float, bool]] = field(default_factory=list)
-    _failed: int = 0
+    failed: int = 0
 
     def mark(self, phase: str) -> None:
         """Count what comes under this name; under none where it is empty."""
@@ -159,7 +158,7 @@ class Traffic:
         for phase, name in names.items():
             count, clicked = self._totals[phase]
             rows.append([name, f"{count:,}", f"{clicked / count:.1%}" if count else "-"])
-        return format_table(rows) + (f"\n{self._failed} requests failed" if self._failed else "")
+        return format_table(rows) + (f"\n{self.failed} requests failed" if self.failed else "")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -195,7 +194,7 @@ class Traffic:
                 try:
                     self._shop(client, Random(number), self._phase)  # noqa: S311 (a simulation)
                 except (httpx.HTTPError, json.JSONDecodeError, KeyError):
-                    self._failed += 1
+                    self.failed += 1
 
     def _shop(self, client: httpx.Client, rng: Random, phase: str) -> None:
         """One shopper."""
@@ -214,7 +213,11 @@ class Traffic:
                 | {"item_id": documents[order[place]]["id"]}
                 for place in chosen
             ]
-            client.post("/v1/feedback", json={"events": events})
+            self.tell(client, events)
+
+    def tell(self, client: httpx.Client, events: list[dict[str, Any]]) -> None:
+        """Tell the endpoint what a shopper did."""
+        client.post("/v1/feedback", json={"events": events})
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def _try(registry: "Registry", config: "Config", reference: str) -> None:
 
 def _loop(registry: "Registry", root: Path, name: str, action: str) -> None:
     """Hold the loop back, or tell where it is."""
-    from rankstill.loop import Loop
+    from rankstill.loop import Loop, table
 
     registry.resolve(f"{name}@champion", action)
     loop = Loop(root, name)
@@ -156,7 +156,7 @@ def _loop(registry: "Registry", root: Path, name: str, action: str) -> None:
     tried = f", {state.trial.challenger} against {state.trial.champion}" if state.trial else ""
     held = "".join(f", {word}" for word in ("paused", "pinned") if getattr(control, word))
     print(f"{name}: {state.phase}{tried}{held}")
-    print(format_table([["when", "what", "version", "why"], *(one.row() for one in state.decisions)]))
+    print(format_table(table(state.decisions)))
 
 
 def _served_by(endpoint: "Endpoint | None", name: str) -> "Endpoint":

@@ -53,8 +53,9 @@ def main() -> None:
                 engine.once(arguments.canary)
             else:
                 engine.forever(every)
-    decided = engine.loop.state.decisions[began:]
-    print(format_table([["when", "what", "version", "why"], *(one.row() for one in decided)]))
+    from rankstill.loop import table
+
+    print(format_table(table(engine.loop.state.decisions[began:])))
 
 
 def _seconds(text: str) -> float:

@@ -5,7 +5,7 @@ done twice, so that a loop which was killed anywhere begins with what it had wri
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,9 +77,11 @@ class Decision(Part):
     why: str
     numbers: dict[str, Any] = Field(default_factory=dict)
 
-    def row(self) -> list[str]:
-        """As tables tell it."""
-        return [f"{self.at:%Y-%m-%d %H:%M:%S}", self.what, self.version, self.why]
+
+def table(decisions: Iterable[Decision]) -> list[list[str]]:
+    """Decisions as a table tells them, its header first; times are UTC."""
+    rows = [[f"{one.at:%Y-%m-%d %H:%M:%S}", one.what, one.version, one.why] for one in decisions]
+    return [["when", "what", "version", "why"], *rows]
 
 
 class State(Part):

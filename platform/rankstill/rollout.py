@@ -21,6 +21,7 @@ from rankstill.registry import Registry, Version
 from rankstill.served import Served
 from rankstill.served import Version as ServedVersion
 from rankstill.serving import Endpoint, app_of
+from rankstill.storage import number
 
 KEY = "RANKSTILL_API_KEY"
 """Environment variable that holds an API key of the endpoint, where it asks for keys."""
@@ -124,7 +125,7 @@ class Rollout:
         tallies = [stage.tallies for stage in trial.stages]
         rules = self._wanted.rules
         outcome, found = verdict(tallies, rules)
-        trial.numbers = {"difference": _plain(found.value), "low": _plain(found.low), "high": _plain(found.high)}
+        trial.numbers = {"difference": number(found.value), "low": number(found.low), "high": number(found.high)}
         trial.numbers |= {"champion": _mean(tallies, 0), "challenger": _mean(tallies, 1), "requests": found.requests}
         spent = (datetime.now(UTC) - trial.begun).total_seconds()
         if outcome == "better" and self._loop.control.pinned:
@@ -304,10 +305,6 @@ def _mean(tallies: Sequence[Any], side: int) -> float:
     """A side's metric over all stages."""
     count = sum(pair[side].requests for pair in tallies)
     return sum(pair[side].total for pair in tallies) / count if count else 0.0
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _said(outcome: str, numbers: Mapping[str, Any]) -> str:

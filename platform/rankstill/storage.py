@@ -1,6 +1,7 @@
 """Writes that are whole or absent."""
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -34,6 +35,11 @@ def make_root(root: str | Path) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file aside, then rename it into place."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def number(value: float) -> float | None:
+    """As JSON has it: null for what isn't finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -41,8 +41,8 @@ def time_alone(root: Path, timing: Timing) -> list[dict[str, Any]]:
     """Time each artifact in a new process, while work of the same storage root on this machine pauses.
 
     `latency` has p50_ms and p99_ms by count, tokenising included; p99 is the median of those of up to nine parts, so
-    that a burst of other work on the machine doesn't count. `pairs_per_second` is of the largest
-    count; `load_seconds` and `resident_bytes` are what loading and warming up take; `bytes` is the model file's size.
+    that a burst of other work on the machine doesn't count. `pairs_per_second` is of the largest count; `load_seconds`
+    and `resident_bytes` are what loading and warming up take; `bytes` is the model file's size.
 
     Raises:
         RunError: the process failed.

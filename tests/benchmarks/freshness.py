@@ -28,7 +28,7 @@ from rankstill.cli import format_table
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.event_log import EventLog
-from rankstill.loop import Loop
+from rankstill.loop import Loop, table
 from rankstill.rankers import load_ranker
 from rankstill.simulation import SimulatedShop, logged
 
@@ -84,7 +84,7 @@ def report(config: Config, visits: int, seconds: float) -> None:
     """Print what came of it."""
     decisions = Loop(config.storage.folder, config.name).state.decisions
     learnt = decisions[0].numbers["learnt"]
-    print(format_table([["when", "what", "version", "why"], *(one.row() for one in decisions)]))
+    print(format_table(table(decisions)))
     anew, pairs = learnt["labelled anew"], learnt["pairs"]
     print(f"{visits:,} visits logged; from the last event to the decision {seconds:.0f} s, on {os.cpu_count()} cores")
     print(f"{anew:,} of {pairs:,} pairs labelled anew: {anew / pairs:.1%}")

@@ -15,17 +15,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 
 from jobs.demo import endpoint
-from jobs.demo_loop import SHARING, judged
+from jobs.demo_loop import SHARING, Traffic, judged
 from jobs.pipeline import run_until
 from rankstill.artifacts import load_artifact
 from rankstill.cli import format_table
@@ -33,7 +34,7 @@ from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.loop import Loop
 from rankstill.registry import Registry
-from rankstill.simulation import SimulatedShop, clicks
+from rankstill.simulation import SimulatedShop
 from tests.benchmarks.events import stored_ids
 
 CONFIG = "jobs/configs/tiny.yaml"
@@ -45,7 +46,9 @@ SETTINGS += ["refresh.canary.effect=0.4", "refresh.canary.copies=20", "refresh.c
 SETTINGS += ["refresh.canary.attribution=1", "refresh.canary.slower_ms=5000", "refresh.canary.poll=0.5"]
 SHORTEST, LONGEST = 2.0, 75.0
 """Seconds between kills."""
-WRITER_SHARE = 0.3
+WRITER_SHARE, AGAIN = 0.3, 0.2
+"""Kills of the writer; events that are sent though they are acknowledged."""
+ATTEMPTS = 300
 END_SECONDS = 600.0
 
 
@@ -74,7 +77,7 @@ def killed(
     rng, loop = random.Random(arguments.seed), Loop(config.storage.folder, "shop")
     job = Job(settings, dashboard, config.storage.folder / "refresh.log")
     rows = [["kill", "victim", "phase", "decisions before"]]
-    with shoppers:
+    with shoppers.running():
         job.start()
         try:
             for number in range(arguments.kills):
@@ -166,53 +169,28 @@ def wait_for(done: Callable[[], bool]) -> None:
         time.sleep(0.5)
 
 
-class Shoppers:
-    """SIMULATION: they ask, click, and tell the endpoint until it says that it knows; they come while this is open."""
+class Shoppers(Traffic):
+    """Those who tell the endpoint until it says that it knows."""
 
-    def __init__(self, shop: SimulatedShop, url: str, rate: float, threads: int = 8) -> None:
-        self.url, self._shop, self._pause, self._threads = url, shop, threads / rate, threads
-        self.acknowledged: set[str] = set()
-        self.refused, self.failed = 0, 0
-        self._done = threading.Event()
+    acknowledged: set[str]
+    refused: int
 
-    def __enter__(self) -> None:
-        seeds = range(self._threads)
-        self._running = [threading.Thread(target=self._work, args=(seed,), daemon=True) for seed in seeds]
-        for one in self._running:
-            one.start()
+    def __init__(self, shop: SimulatedShop, url: str, rate: float) -> None:
+        super().__init__(shop, url, rate, drifted=0.5)
+        self.acknowledged, self.refused = set(), 0
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for one in self._running:
-            one.join(60)
+    def tell(self, client: httpx.Client, events: list[dict[str, Any]]) -> None:
+        """Send each event until it is acknowledged, and every fifth once more."""
+        for event in events:
+            for _ in range(1 + (random.random() < AGAIN)):
+                self._insist(client, event)
 
-    def _work(self, seed: int) -> None:
-        rng = random.Random(seed)
-        with httpx.Client(base_url=self.url, timeout=30) as client:
-            while not self._done.wait(rng.uniform(0, 2 * self._pause)):
-                visit = self._shop.visit(rng, 0.5)
-                documents = [{"id": one["id"], "title": one["title"]} for one in visit.items]
-                try:
-                    answer = client.post("/v1/rerank", json={"query": visit.query, "documents": documents})
-                    told = answer.raise_for_status().json()
-                except httpx.HTTPError:
-                    self.failed += 1
-                    continue
-                order = [result["index"] for result in told["results"]]
-                for place in clicks(rng, [visit.grades[one] for one in order]):
-                    event = {"event_id": f"{told['request_id']}-{place}", "event": "click", "position": place}
-                    self._tell(client, {**event, "request_id": told["request_id"]}, 1 + (rng.random() < 0.2))
-
-    def _tell(self, client: httpx.Client, event: dict[str, object], times: int) -> None:
-        """Send an event until so many answers say that it is stored."""
-        while times and not self._done.is_set():
-            try:
+    def _insist(self, client: httpx.Client, event: dict[str, Any]) -> None:
+        for _ in range(ATTEMPTS):
+            with suppress(httpx.HTTPError):
                 if client.post("/v1/feedback", json=event).status_code == 200:
-                    self.acknowledged.add(str(event["event_id"]))
-                    times -= 1
-                    continue
-            except httpx.HTTPError:
-                pass
+                    self.acknowledged.add(event["event_id"])
+                    return
             self.refused += 1
             time.sleep(0.2)
 

@@ -20,7 +20,7 @@ from rankstill.steps.fresh import Fresh
 from rankstill.steps.prepare import Prepared
 from rankstill.steps.run import Run, step_key
 from rankstill.steps.teach import judged_split, label_max
-from rankstill.storage import write_json
+from rankstill.storage import number, write_json
 from rankstill.timing import Timing, choose_rankings, time_alone
 
 SLICE_QUERIES = 20
@@ -53,8 +53,7 @@ class Check:
 
     def row(self) -> dict[str, Any]:
         """As JSON has it: null for what can't be measured."""
-        found = {"value": self.value, "low": self.low, "high": self.high}
-        numbers = {name: value if np.isfinite(value) else None for name, value in found.items()}
+        numbers = {"value": number(self.value), "low": number(self.low), "high": number(self.high)}
         return {**asdict(self), **numbers, "passed": self.passed}
 
     def line(self) -> str:
