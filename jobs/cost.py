@@ -58,7 +58,7 @@ def labelling_cost(run: Run, prepared: Prepared) -> list[Cost]:
 
     A teacher that is still to be fine-tuned is stood in for by the encoder that it starts from, which is as fast.
     """
-    pairs = pl.concat(pairs_to_label(run, prepared), how="diagonal").unique("pair_id", maintain_order=True)
+    pairs = pl.concat(pairs_to_label(run, prepared).values(), how="diagonal").unique("pair_id", maintain_order=True)
     pairs = pairs.select("pair_id", "query", "item_id", "text")
     with tempfile.TemporaryDirectory() as folder:
         costs = []

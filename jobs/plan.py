@@ -45,12 +45,13 @@ def plan_rows(config: Config, prepared: Prepared, summary: dict[str, Any]) -> li
     labels = config.labels
     made = labels.made_candidates * min(labels.made_queries, summary["items"])
     unlabelled = min(labels.candidates, summary["items"]) * train["query_id"].n_unique() + made
+    judged = train.height + valid.height + test.height
     rejected = sum(source["rejected"] for source in summary["sources"])
     taught = "loaded as it is" if config.teacher.model else _training(train, config.teacher.train)
     rows = [
         ["data", root / "data" / key, f"{pairs.height:,} pairs, {summary['items']:,} items, {rejected} rows rejected"],
         ["teacher", teacher, taught],
-        ["labels", None, f"{train.height + valid.height:,} judged pairs and up to {unlabelled:,} unlabelled ones"],
+        ["labels", None, f"{judged:,} judged pairs and up to {unlabelled:,} unlabelled ones"],
         ["student", None, f"{_training(train, config.train)}, besides unlabelled candidates"],
         ["report", None, f"{test.height:,} pairs of {test['query_id'].n_unique():,} queries, three models"],
         ["artifact", None, f"registered as {config.name!r}"],

@@ -245,8 +245,11 @@ def test_each_pair_is_labelled_once(made, config):
     labels = store.scan().collect()
     assert labels["pair_id"].n_unique() == labels.height
     valid = pl.read_parquet(Path(made.places["lists"], "valid.parquet")).explode("items").unnest("items")
-    listed = pl.concat([lists, valid]).unique(["query", "text"])
-    assert labels.height == listed.height
+    pairs = pl.read_parquet(Path(made.places["data"], "pairs.parquet"))
+    held = pairs.filter(pl.col("split") == "test").select("query", "text")
+    listed = pl.concat([lists.select("query", "text"), valid.select("query", "text")]).unique()
+    assert held.join(listed, on="query", how="semi").is_empty(), "no list has a query of the test split"
+    assert labels.height == listed.height + held.unique().height, "whose pairs are ready for the gate of a refresh"
 
 
 def test_a_label_store_is_looked_after_by_commands(made, tmp_path):

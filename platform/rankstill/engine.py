@@ -1,13 +1,10 @@
 """The DeepSpeed engine that trains: its settings, its whole weights, and safe loading of its checkpoints."""
 
 import contextlib
-import fcntl
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils import cpp_extension
 
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.model_config import Train
@@ -20,8 +17,7 @@ def make_engine(encoder: CrossEncoder, train: Train, device: str, lists_per_work
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # reads DS_ACCELERATOR when it is imported
 
-    if device == "cpu":
-        _build_communication()
+    deepspeed.ops.__compatible_ops__ = {}  # or it compiles, for a minute, a collective that only inference uses
     deepspeed.utils.logger.setLevel("ERROR")
     optimizer = {"lr": train.learning_rate, "weight_decay": train.weight_decay, "torch_adam": True, "fused": True}
     rise = max(1, round(steps * train.warmup))
@@ -63,26 +59,6 @@ def one_precision(engine: Any) -> contextlib.AbstractContextManager[None]:
     from deepspeed.runtime.torch_autocast import autocast_if_enabled
 
     return autocast_if_enabled(engine)
-
-
-def _build_communication() -> None:
-    """Compile what DeepSpeed communicates with on CPUs, where that isn't done yet, one process at a time.
-
-    torch marks a compilation by a file, which a process that is killed leaves behind and all others then wait for. The
-    kernel takes this lock from a process that ends: whoever holds it knows that such a file has lost its owner.
-    """
-    from deepspeed.accelerator import get_accelerator
-
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "rankstill.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        for orphan in root.glob("**/deepspeed_*/lock"):
-            orphan.unlink(missing_ok=True)
-        accelerator: Any = get_accelerator()
-        builder = accelerator.create_op_builder("ShareMemCommBuilder")
-        if builder is not None and builder.is_compatible():
-            builder.load()
 
 
 def whole_weights(engine: Any) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from rankstill.bm25 import Bm25
 from rankstill.candidates import made_pairs, unlabelled_pairs
 from rankstill.data import build_lists, with_pair_id
+from rankstill.schema import SPLITS, Split
 from rankstill.steps.labelling import Labeller, label_missing, open_labeller
 from rankstill.steps.prepare import Prepared
 from rankstill.steps.quantise import quantised
@@ -51,11 +52,10 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     key = step_key(prepared.key, taught.key, fingerprints, combine, wanted, run.config.train.seed)
 
     def build(folder: Path) -> None:
-        train, valid = pairs_to_label(run, prepared)
-        both = pl.concat([train, valid], how="diagonal")
-        labels = labels_of(run, taught, labellers, both, prepared.key)
-        for split, pairs in (("train", train), ("valid", valid)):
-            pq.write_table(build_lists(pairs, labels), folder / f"{split}.parquet")
+        pairs = pairs_to_label(run, prepared)
+        labels = labels_of(run, taught, labellers, pl.concat(pairs.values(), how="diagonal"), prepared.key)
+        for split in ("train", "valid"):
+            pq.write_table(build_lists(pairs[split], labels), folder / f"{split}.parquet")
         write_stores(labellers, folder)
 
     store = labellers[0].store
@@ -82,10 +82,15 @@ def write_stores(labellers: list[Labeller], folder: Path) -> None:
     write_json(folder / "labels.json", stores)
 
 
-def pairs_to_label(run: Run, prepared: Prepared) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Pairs to learn from, judged and not, and pairs to choose on."""
-    train, valid = (judged_split(prepared.pairs, split) for split in ("train", "valid"))
-    return pl.concat([train, *further_pairs(run, prepared, train)], how="diagonal"), valid
+def pairs_to_label(run: Run, prepared: Prepared) -> dict[Split, pl.DataFrame]:
+    """Pairs of each split, and with those to learn from the unjudged ones.
+
+    No student sees labels of the test split. They are there for refreshes, whose gate asks how far champion and
+    challenger agree with the teacher on held-out queries that shoppers ask.
+    """
+    pairs = {split: judged_split(prepared.pairs, split) for split in SPLITS}
+    further = further_pairs(run, prepared, pairs["train"])
+    return pairs | {"train": pl.concat([pairs["train"], *further], how="diagonal")}
 
 
 def combine_labels(
