@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from rankstill.text import digest
 
@@ -148,9 +147,14 @@ def _average_precision(relevant_N: NDArray[np.bool_]) -> float:
     return float((np.arange(1, places.size + 1) / places).mean())
 
 
+def _ranks(values_N: Floats) -> Floats:
+    """Ranks from 1, ties' averaged."""
+    return pl.Series(values_N).rank().to_numpy()
+
+
 def _auc(relevant_N: NDArray[np.bool_], scores_N: Floats) -> float:
     """Mann-Whitney form: the chance that a relevant item outscores another, ties counted half."""
-    ranks = rankdata(scores_N)
+    ranks = _ranks(scores_N)
     positives = int(relevant_N.sum())
     negatives = relevant_N.size - positives
     return float((ranks[relevant_N].sum() - positives * (positives + 1) / 2) / (positives * negatives))
@@ -167,7 +171,7 @@ def pairwise_accuracy(labels_N: Floats, scores_N: Floats) -> float:
 
 def spearman(labels_N: Floats, scores_N: Floats) -> float:
     """Correlation of average ranks; zero for constant scores."""
-    left, right = rankdata(labels_N), rankdata(scores_N)
+    left, right = _ranks(labels_N), _ranks(scores_N)
     left, right = left - left.mean(), right - right.mean()
     scale = np.sqrt((left @ left) * (right @ right))
     return float(left @ right / scale) if scale > 0 else 0.0
