@@ -3,9 +3,11 @@
     python -m tests.benchmarks.loop_kills [--kills 25] [--rate 6]
 
 A tiny student is served, and simulated shoppers ask and click all the while; each event is sent until it is
-acknowledged, one in five once more. jobs.refresh runs beside it with its canaries; at random moments it gets SIGKILL
-and is started again, or the replica that writes events does. At the end each acknowledged event has to be stored once,
-endpoint and registry have to name the same champion, which alone has traffic, and every version has to have one fate.
+acknowledged, one in five once more. jobs.refresh runs beside it with its canaries. It gets SIGKILL in one of its steps
+after the other, at a random moment of each, and is started again; now and then the replica that writes events gets it
+instead. What is tried is promoted by order in one round and withdrawn in the next. At the end each acknowledged event
+has to be stored once, endpoint and registry have to name the same champion, which alone has traffic, and every version
+has to have one fate.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +45,22 @@ SETTINGS = ["name=shop", "data.fields=[title]", "serve.swap_rate=0.3", "serve.re
 SETTINGS += ["refresh.least_events=40", "refresh.candidates=1", "refresh.new_queries=4", "refresh.epochs=1"]
 SETTINGS += ["refresh.margin=1", "refresh.slice_margin=1", "refresh.slower=9", "refresh.calibration=1"]
 SETTINGS += ["refresh.agreement_margin=1", "refresh.canary.shares=[0.3,0.5]", "refresh.canary.requests=[20]"]
-SETTINGS += ["refresh.canary.effect=0.4", "refresh.canary.copies=20", "refresh.canary.agreement=-1"]
+SETTINGS += ["refresh.canary.effect=0.02", "refresh.canary.copies=20", "refresh.canary.agreement=-1"]
 SETTINGS += ["refresh.canary.attribution=1", "refresh.canary.slower_ms=5000", "refresh.canary.poll=0.5"]
-SHORTEST, LONGEST = 2.0, 75.0
-"""Seconds between kills."""
+LOGGED = {
+    "lists": '"event":"lists","state":"started"',
+    "labelling": '"task":"label"',
+    "training": '"event":"students","state":"started"',
+    "learning": '"task":"train"',
+    "export": '"event":"artifacts","state":"started"',
+    "gate": '"event":"accepted","state":"measuring"',
+}
+"""What the loop says where these steps begin."""
+STEPS = (*LOGGED, "shadow", "canary", "ending")
+"""Of a round; the last ones are phases of the loop."""
+ENDING = ("promoting", "withdrawing")
+WITHIN = 4.0
+"""Seconds within which a step that began is killed."""
 WRITER_SHARE, AGAIN = 0.3, 0.2
 """Kills of the writer; events that are sent though they are acknowledged."""
 ATTEMPTS = 300
@@ -76,32 +91,56 @@ def killed(
     """Kill, let the loop end what it was doing, and count."""
     rng, loop = random.Random(arguments.seed), Loop(config.storage.folder, "shop")
     job = Job(settings, dashboard, config.storage.folder / "refresh.log")
-    rows = [["kill", "victim", "phase", "decisions before"]]
+    rows, place, orders = [["kill", "victim", "step", "phase", "decisions before"]], 0, cycle(("promote", "rollback"))
     with shoppers.running():
         job.start()
         try:
             for number in range(arguments.kills):
-                time.sleep(rng.uniform(SHORTEST, LONGEST))
+                if place == 0:
+                    job.listen()
+                elif STEPS[place] == "ending":
+                    loop.want(order=next(orders))
+                place = reached(job, loop, place)
+                step, place = STEPS[place], (place + 1) % len(STEPS)
+                time.sleep(rng.uniform(0.0, WITHIN if step in LOGGED else 1.0))
                 victim = "writer" if rng.random() < WRITER_SHARE else "loop"
-                rows.append([str(number), victim, loop.state.phase, str(len(loop.state.decisions))])
+                rows.append([str(number), victim, step, loop.state.phase, str(len(loop.state.decisions))])
                 if victim == "loop":
                     job.kill()
                     job.start()
                 else:
                     kill_writer()
                 print("  ".join(rows[-1]), flush=True)
-            wait_for(lambda: loop.state.phase == "idle" and len(loop.state.decisions) > int(rows[-1][3]))
+            before = len(loop.state.decisions)
+            wait_for(lambda: ended(loop, before))
         finally:
             job.stop()
     print(format_table(rows))
-    print(format_table([["phase when the loop was killed", "kills"], *phases(rows)]))
     for line in outcome(config, shoppers):
         print(line)
 
 
-def phases(rows: list[list[str]]) -> list[list[str]]:
-    """How often the loop was killed in which phase."""
-    return [[phase, str(count)] for phase, count in Counter(row[2] for row in rows[1:] if row[1] == "loop").items()]
+def ended(loop: Loop, before: int) -> bool:
+    """Whether the loop has decided something since; what is still tried is promoted."""
+    state = loop.state
+    if state.phase in ("shadow", "canary") and not loop.control.order:
+        loop.want(order="promote")
+    return state.phase == "idle" and len(state.decisions) > before
+
+
+def reached(job: "Job", loop: Loop, place: int) -> int:
+    """Wait until the loop has come to a step, or beyond it in this round; its place."""
+    found: list[int] = []
+
+    def look() -> bool:
+        said, phase = job.said(), loop.state.phase
+        now = {step for step, words in LOGGED.items() if words in said}
+        now |= {phase, "ending"} if phase in ENDING else {phase}
+        found[:] = [number for number, step in enumerate(STEPS) if number >= place and step in now]
+        return bool(found)
+
+    wait_for(look)
+    return found[0]
 
 
 def outcome(config: Config, shoppers: "Shoppers") -> list[str]:
@@ -132,10 +171,12 @@ class Job:
         self._command, self._log = [*command, *settings], log
         self._environment = {**os.environ, **SHARING, "RAY_DASHBOARD_ADDRESS": dashboard}
         self._process: subprocess.Popen[bytes] | None = None
+        self._before = 0
 
     def start(self) -> None:
         """Start one."""
         with self._log.open("ab") as log:
+            self.listen()
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environment)
 
     def kill(self, sign: int = signal.SIGKILL) -> None:
@@ -143,6 +184,14 @@ class Job:
         if self._process:
             self._process.send_signal(sign)
             self._process.wait()
+
+    def listen(self) -> None:
+        """Leave aside what was told so far."""
+        self._before = self._log.stat().st_size
+
+    def said(self) -> str:
+        """What it has told since then."""
+        return self._log.read_bytes()[self._before :].decode(errors="replace")
 
     def stop(self) -> None:
         """End it."""
@@ -166,7 +215,7 @@ def wait_for(done: Callable[[], bool]) -> None:
     while not done():
         if time.monotonic() > end:
             raise SystemExit(f"the loop decided nothing within {END_SECONDS:g} s after the last kill; see its log")
-        time.sleep(0.5)
+        time.sleep(0.05)
 
 
 class Shoppers(Traffic):
