@@ -140,6 +140,13 @@ def test_click_targets_are_debiased_shares_that_trust_few_clicks_little():
     rows += [("r2", "drill", "b", 0, 0), ("r2", "drill", "a", 1, 3), ("r3", "lamp", "d", 0, 0)]
     shown = pl.DataFrame(rows, ["request_id", "query", "item_id", "position", "gain"], orient="row")
     found = click_targets(shown, seen, clip=10.0, strength=5.0)
-    # a: 1 / 1 + 3 / 0.5; c: 1 / 0.05, cut off at 10
-    expected = [("drill", "a", 7 / 22), ("drill", "b", 0.0), ("drill", "c", 10 / 22), ("lamp", "d", 0.0)]
+    # a: 1 / 1 and 3 / 0.5; c: 1 / 0.05, cut off at 10
+    count = (1 + 6 + 10) ** 2 / (1**2 + 6**2 + 10**2)
+    trust = count / (count + 5)
+    expected = [
+        ("drill", "a", trust * 7 / 17),
+        ("drill", "b", 0.0),
+        ("drill", "c", trust * 10 / 17),
+        ("lamp", "d", 0.0),
+    ]
     assert found.rows() == [(query, item, pytest.approx(share)) for query, item, share in expected]

@@ -255,14 +255,19 @@ def click_targets(shown: pl.DataFrame, seen: Examination, clip: float = 10.0, st
     """What a student is to learn from clicks: columns query, item_id, and `clicks`, each shown item's share.
 
     The share is that of its query's debiased clicks, sum of gain / examination over the requests that showed it, whose
-    weights are cut off at `clip`. As if `strength` further clicks had gone nowhere, the shares of a query sum to less
-    than 1, and to little where there were few clicks.
+    weights are cut off at `clip`. Of a query's clicks, which count as n = (sum w)^2 / sum w^2 (Kish's effective sample
+    size: one click far down is no more than one), the shares sum to n / (n + strength), as if `strength` further ones
+    had gone nowhere: to little where there were few.
     """
     weight_N = seen.weights(shown["position"].to_numpy(), clip)
     rows = shown.select("query", "item_id", gained=pl.Series(weight_N) * shown["gain"])
-    found = rows.group_by("query", "item_id", maintain_order=True).agg(pl.col("gained").sum())
-    share = pl.col("gained") / (pl.col("gained").sum().over("query") + strength)
-    return found.select("query", "item_id", clicks=share)
+    rows = rows.with_columns(squares=pl.col("gained") ** 2)
+    found = rows.group_by("query", "item_id", maintain_order=True).agg(pl.col("gained", "squares").sum())
+    total, squares = (pl.col(name).sum().over("query") for name in ("gained", "squares"))
+    # gained / total * n / (n + strength), which is 0 where nothing was clicked
+    return found.select(
+        "query", "item_id", clicks=(pl.col("gained") * total / (total**2 + strength * squares)).fill_nan(0.0)
+    )
 
 
 def weighted_mean(values_N: Floats, weights_N: Floats, clip: float = np.inf) -> WeightedMean:
