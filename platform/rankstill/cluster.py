@@ -9,6 +9,9 @@ import ray
 from rankstill.config import Resources
 from rankstill.errors import ConfigError, RunError
 
+PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Of Ray Train, which starts a process for each training that asks whether the nodes are to be taken away."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -44,6 +47,7 @@ def connect() -> None:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
+            os.environ.setdefault(PREEMPTION, "0")
             ray.init(address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
