@@ -135,7 +135,8 @@ def reached(job: "Job", loop: Loop, place: int) -> int:
     def look() -> bool:
         said, phase = job.said(), loop.state.phase
         now = {step for step, words in LOGGED.items() if words in said}
-        now |= {phase, "ending"} if phase in ENDING else {phase}
+        if place:  # else it is still what the last round came to
+            now |= {phase, "ending"} if phase in ENDING else {phase}
         found[:] = [number for number, step in enumerate(STEPS) if number >= place and step in now]
         return bool(found)
 
