@@ -45,7 +45,7 @@ that are both wanted, and threads that wait for one another would spin on them."
 def main() -> None:
     """`python -m jobs.demo_loop`."""
     parser = make_parser("jobs.demo_loop", str(__doc__))
-    parser.add_argument("--rate", type=float, default=8.0, metavar="N", help="shoppers a second (8)")
+    parser.add_argument("--rate", type=float, default=10.0, metavar="N", help="shoppers a second (10)")
     add_config_arguments(parser)
     arguments = parser.parse_intermixed_args()
     if not arguments.rate > 0:
