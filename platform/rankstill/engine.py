@@ -17,7 +17,8 @@ def make_engine(encoder: CrossEncoder, train: Train, device: str, lists_per_work
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # reads DS_ACCELERATOR when it is imported
 
-    deepspeed.ops.__compatible_ops__ = {}  # or it compiles, for a minute, a collective that only inference uses
+    ops: Any = deepspeed.ops
+    ops.__compatible_ops__ = {}  # or it compiles, for a minute, a collective that only inference uses
     deepspeed.utils.logger.setLevel("ERROR")
     optimizer = {"lr": train.learning_rate, "weight_decay": train.weight_decay, "torch_adam": True, "fused": True}
     rise = max(1, round(steps * train.warmup))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from rankstill.bm25 import Bm25
 from rankstill.candidates import made_pairs, unlabelled_pairs
 from rankstill.data import build_lists, with_pair_id
-from rankstill.schema import SPLITS, Split
+from rankstill.schema import SPLITS
 from rankstill.steps.labelling import Labeller, label_missing, open_labeller
 from rankstill.steps.prepare import Prepared
 from rankstill.steps.quantise import quantised
@@ -82,13 +82,13 @@ def write_stores(labellers: list[Labeller], folder: Path) -> None:
     write_json(folder / "labels.json", stores)
 
 
-def pairs_to_label(run: Run, prepared: Prepared) -> dict[Split, pl.DataFrame]:
+def pairs_to_label(run: Run, prepared: Prepared) -> dict[str, pl.DataFrame]:
     """Pairs of each split, and with those to learn from the unjudged ones.
 
     No student sees labels of the test split. They are there for refreshes, whose gate asks how far champion and
     challenger agree with the teacher on held-out queries that shoppers ask.
     """
-    pairs = {split: judged_split(prepared.pairs, split) for split in SPLITS}
+    pairs: dict[str, pl.DataFrame] = {split: judged_split(prepared.pairs, split) for split in SPLITS}
     further = further_pairs(run, prepared, pairs["train"])
     return pairs | {"train": pl.concat([pairs["train"], *further], how="diagonal")}
 
