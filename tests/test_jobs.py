@@ -451,7 +451,7 @@ def test_dry_run_plans_and_writes_nothing(tmp_path):
     result = shell("jobs.pipeline", "--config", str(TINY), f"storage.root={tmp_path / 'root'}", "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "720 pairs" in result.stdout
-    counts = r"704 +0 +704 +[\d,]+ +[\d,]+ +0\.\d+ +-"
+    counts = r"872 +0 +872 +[\d,]+ +[\d,]+ +0\.\d+ +-"
     assert re.search(rf"pairs/s +hours +cost\n.*\n.+ \(stands in\) +{counts}", result.stdout)
     assert not (tmp_path / "root").exists()
 
