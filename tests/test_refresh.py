@@ -88,10 +88,19 @@ def test_clicks_are_learnt_beside_labels_and_what_was_before(refreshed):
     clicked = train.filter(pl.col("clicks") > 0)
     assert clicked["score"].null_count() == 0, "the teacher labels what was clicked"
     assert train.group_by("query_id").agg(pl.col("clicks").sum())["clicks"].max() < 1
-    replayed = train.filter(pl.col("label").is_not_null())["query_id"].n_unique()
-    assert replayed == told["lists"]["replayed"] > 0
     made = told["lists"]["shown"] + told["lists"]["new items"]
-    assert replayed <= made
+    assert 0 < told["lists"]["replayed"] <= made
+
+
+def test_what_was_shown_and_judged_keeps_its_judgement(refreshed):
+    _, train, _ = lists_of(refreshed)
+    (pairs,) = (refreshed.config.storage.folder / "data").glob("*/pairs.parquet")
+    judged = pl.read_parquet(pairs).select("query_id", "text", judgement="label").unique(["query_id", "text"])
+    shown = train.filter(pl.col("clicks").is_not_null())
+    known = shown.join(judged, on=["query_id", "text"])
+    assert 0 < known.height < shown.height
+    assert known["label"].equals(known["judgement"].cast(pl.Float32))
+    assert shown["label"].count() == known.height
 
 
 def test_held_out_queries_are_not_learnt(refreshed):

@@ -115,7 +115,7 @@ def fresh_lists(run: Run, prepared: Prepared, taught: Taught, old: Labelled, upt
 def fresh_pairs(
     config: Config, prepared: Prepared, shown: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
-    """Pairs that were shown, of queries to learn from and of held-out ones (PAIR, pair_id, clicks); and counts.
+    """Pairs that were shown, of queries to learn from and of held-out ones (PAIR, pair_id, clicks, label); and counts.
 
     Queries that judgements hold out are held out here too, and others by the same hash. An item that came as an id
     alone has the text that the data know of it; without one it is left out.
@@ -154,7 +154,10 @@ def fresh_pairs(
     pairs = with_pair_id(
         pairs.with_columns(query_id=pl.Series(ids, dtype=pl.String), split=pl.Series(splits, dtype=pl.String))
     )
-    pairs = pairs.select(*PAIR, "pair_id", "split", "clicks").with_columns(label=pl.lit(None, pl.Float32))
+    judgements = prepared.pairs.group_by("pair_id").agg(pl.col("label").mean())
+    pairs = pairs.select(*PAIR, "pair_id", "split", "clicks").join(
+        judgements, on="pair_id", how="left", maintain_order="left"
+    )
     train, held = pairs.filter(pl.col("split") == "train"), pairs.filter(pl.col("split") != "train")
     if train.is_empty():
         raise DataError("refresh: every query that was asked is held out; wait for more")
