@@ -5,7 +5,7 @@ import pytest
 from rankstill.errors import DataError
 from rankstill.feedback import (
     Examination,
-    by_em,
+    by_model,
     by_swaps,
     cascade,
     click_targets,
@@ -37,21 +37,44 @@ def test_what_is_not_swapped_does_not_count():
     assert by_swaps(shown, 5).value_K.tolist() == by_swaps(only, 5).value_K.tolist()
 
 
-def test_expectation_maximisation_tells_who_looks_where():
+def test_a_click_model_tells_who_looks_where():
     looked = 1 / np.arange(1, 9) ** 0.8
     shown, _ = shoppers(100_000, looked)
-    found = by_em(shown, 8)
+    found = by_model(shown, 8)
     assert np.abs(found.value_K / looked - 1).max() < 0.05
     assert (found.high_K - found.low_K)[1:].min() > 0
     naive = shown.group_by("position").agg(pl.col("clicked").mean()).sort("position")["clicked"].to_numpy()
     assert np.abs(naive / naive[0] / looked - 1).max() > 0.2  # clicks by position alone are biased by the ranking
 
 
+def test_pairs_that_were_hardly_shown_flatter_no_position():
+    shown, _ = shoppers(20_000, LOOKED)
+    times = pl.col("request_id").rank("dense").over("query").cast(pl.Int64)
+    rare = shown.with_columns(query=pl.format("{} {}", "query", times // 4))  # nobody saw a pair more than four times
+    assert np.abs(by_model(rare, 5).value_K / LOOKED - 1).max() < 0.07
+
+
+def test_few_clicks_lean_on_what_is_usual():
+    """Two items in both orders, of which only the upper one was ever clicked."""
+    once = pl.DataFrame(
+        {
+            "request_id": [0, 0, 1, 1],
+            "query": "q",
+            "item_id": ["a", "b", "b", "a"],
+            "position": [0, 1, 0, 1],
+            "clicked": [True, False, True, False],
+        }
+    )
+    often = pl.concat([once.with_columns(pl.col("request_id") + 2 * turn) for turn in range(200)])
+    assert 0.3 < by_model(once, 2).value_K[1] < 0.5
+    assert by_model(often, 2).value_K[1] < 0.02
+
+
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     held = []
     for seed in range(6):
         shown, _ = shoppers(3000, LOOKED, seed=seed)
-        found = by_em(shown, 5, seed=seed)
+        found = by_model(shown, 5, seed=seed)
         held += ((found.low_K <= LOOKED) & (found.high_K >= LOOKED))[1:].tolist()
     assert np.mean(held) > 0.8
 
@@ -60,7 +83,7 @@ def test_positions_that_nothing_ties_together_are_told():
     shown, _ = shoppers(500, LOOKED)
     fixed = shown.with_columns(item_id=pl.col("position").cast(pl.String))
     with pytest.raises(DataError, match=r"position 1 shares no clicked item with the others.*serve\.swap_rate"):
-        by_em(fixed, 5)
+        by_model(fixed, 5)
 
 
 def test_a_pair_of_positions_without_clicks_is_told():
@@ -77,14 +100,14 @@ def test_few_swaps_fall_back_to_the_model():
 
 
 def test_positions_further_down_are_as_likely_as_the_last():
-    found = by_em(shoppers(20_000, LOOKED)[0], 3)
+    found = by_model(shoppers(20_000, LOOKED)[0], 3)
     assert found.at(np.array([0, 2, 4, 99])).tolist() == [1.0, *[found.value_K[2]] * 3]
     assert found.as_dict()["value"] == np.round(found.value_K, 4).tolist()
 
 
 def test_weighted_clicks_tell_relevance_where_plain_clicks_mislead():
     shown, attraction = shoppers(200_000, LOOKED, noise=0.6)
-    found = relevance(shown, by_em(shown, 5)).filter(pl.col("shown") > 300)
+    found = relevance(shown, by_model(shown, 5)).filter(pl.col("shown") > 300)
     expected = truth(attraction, found)
     plain = (found["clicks"] / found["shown"]).to_numpy()
     error = np.abs(found["relevance"].to_numpy() - expected)
@@ -99,7 +122,7 @@ def test_a_weight_is_cut_off():
     shown = pl.DataFrame(
         {"request_id": [0, 0], "query": ["q", "q"], "item_id": ["a", "b"], "position": [0, 1], "clicked": [False, True]}
     )
-    rare = by_em(shoppers(2000, LOOKED)[0], 2)
+    rare = by_model(shoppers(2000, LOOKED)[0], 2)
     rare.value_K[1] = 0.001
     found = relevance(shown, rare, clip=4.0, strength=0.0)
     assert dict(found.select("item_id", "relevance").iter_rows()) == {"a": 0.0, "b": 4.0}

@@ -20,7 +20,9 @@ Floats = NDArray[Any]
 Whole = NDArray[Any]
 
 ITERATIONS, TOLERANCE = 5000, 1e-6
-"""Of expectation-maximisation; it ends when no examination moves by more."""
+"""Of the position-based model's maximisation; it ends when no examination moves by more."""
+LEAN = 5.0
+"""Clicks that a position's examination leans on 1 / (position + 1) with, while it got few of its own."""
 RESAMPLES = 40
 """Of requests, for intervals."""
 Z = 1.959964
@@ -93,7 +95,7 @@ def examination(shown: pl.DataFrame, positions: int) -> Examination:
     if swaps and swaps.width < PRECISE:
         return swaps
     try:
-        return min((one for one in (by_em(shown, positions), swaps) if one), key=lambda one: one.width)
+        return min((one for one in (by_model(shown, positions), swaps) if one), key=lambda one: one.width)
     except DataError:
         if swaps:
             return swaps
@@ -129,11 +131,16 @@ def by_swaps(shown: pl.DataFrame, positions: int) -> Examination:
     return Examination(value_K, value_K / spread_K, value_K * spread_K, "swaps", drawn["request_id"].n_unique())
 
 
-def by_em(shown: pl.DataFrame, positions: int, seed: int = 0) -> Examination:
-    """Examination of the first positions under the position-based model, by expectation-maximisation.
+def by_model(shown: pl.DataFrame, positions: int, seed: int = 0) -> Examination:
+    """Examination of the first positions under the position-based model.
 
-    P(click on d for q at k) = p(k) * attraction(q, d); the steps are those of Chuklin, Markov and de Rijke, "Click
-    Models for Web Search", 2015, section 4.1. Intervals are percentiles over resampled requests.
+    P(click on d for q at k) = p(k) * attraction(q, d) (Chuklin, Markov and de Rijke, "Click Models for Web Search",
+    2015, section 3.3), with counts of clicks taken as Poisson's of these means. Pairs that were shown a few times only
+    would otherwise flatter the positions where they were clicked; Poisson's likelihood is, but for a constant, that of
+    where a pair's clicks fell, given how many it got, which no attraction enters, and its estimate is right whatever the
+    distribution (Hausman, Hall and Griliches, "Econometric Models for Count Data", 1984; Wooldridge,
+    "Distribution-Free Estimation of Some Nonlinear Panel Data Models", 1999). Examinations lean on 1 / (k + 1), as LEAN
+    clicks at the first position would tell. Intervals are percentiles over resampled requests.
 
     Raises:
         DataError: there is a position that no clicked item shares with the others, so that nothing ties it to them.
@@ -156,7 +163,7 @@ def by_em(shown: pl.DataFrame, positions: int, seed: int = 0) -> Examination:
         return counts.fit(shown_C, np.bincount(cell_N, weight_N * clicked_N, cells.height), start_K)
 
     counts.require_tied(np.bincount(cell_N, clicked_N, cells.height))
-    value_K = fit(np.ones(rows.height), 1.0 / np.arange(1, positions + 1))
+    value_K = fit(np.ones(rows.height), counts.usual_K)
     generator = np.random.default_rng(seed)
     resampled = [fit(generator.poisson(1.0, requests).astype(float)[request_N], value_K) for _ in range(RESAMPLES)]
     low_K, high_K = np.percentile(resampled, [2.5, 97.5], axis=0)
@@ -171,23 +178,22 @@ class _Counts:
     position_C: Whole
     positions: int
 
+    @property
+    def usual_K(self) -> Floats:
+        """Examinations that one would expect before any click."""
+        return 1.0 / np.arange(1, self.positions + 1)
+
     def fit(self, shown_C: Floats, clicks_C: Floats, start_K: Floats) -> Floats:
         """The examinations under which the clicks are likeliest, the first being 1."""
-        pair_C, position_C = self.pair_C, self.position_C
-        pairs = int(pair_C.max()) + 1
-        shown_P = np.maximum(np.bincount(pair_C, shown_C, pairs), SMALLEST)
-        shown_K = np.maximum(np.bincount(position_C, shown_C, self.positions), SMALLEST)
-        attraction_P = np.minimum(np.bincount(pair_C, clicks_C, pairs) / shown_P + SMALLEST, 1 - SMALLEST)
-        skipped_C, value_K = shown_C - clicks_C, start_K
+        pair_C, position_C, value_K = self.pair_C, self.position_C, start_K
+        clicks_P = np.bincount(pair_C, clicks_C)
+        clicks_K = np.bincount(position_C, clicks_C, self.positions) + LEAN * self.usual_K
         for _ in range(ITERATIONS):
-            looked_C, drawn_C = value_K[position_C], attraction_P[pair_C]
-            missed_C = np.maximum(1 - looked_C * drawn_C, SMALLEST)
-            looked = clicks_C + skipped_C * looked_C * (1 - drawn_C) / missed_C
-            drawn = clicks_C + skipped_C * drawn_C * (1 - looked_C) / missed_C
-            new_K = np.bincount(position_C, looked, self.positions) / shown_K
-            attraction_P = np.bincount(pair_C, drawn, pairs) / shown_P
-            scale = max(new_K[0], SMALLEST)  # only the product of both is known
-            new_K, attraction_P = new_K / scale, np.minimum(attraction_P * scale, 1 - SMALLEST)
+            looked_P = np.bincount(pair_C, shown_C * value_K[position_C])
+            attraction_P = clicks_P / np.maximum(looked_P, SMALLEST)
+            drawn_K = np.bincount(position_C, shown_C * attraction_P[pair_C], self.positions) + LEAN
+            new_K = clicks_K / drawn_K
+            new_K = new_K / new_K[0]  # only the product of both is known
             moved, value_K = np.abs(new_K - value_K).max(), new_K
             if moved < TOLERANCE:
                 break

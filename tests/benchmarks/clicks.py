@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from rankstill.cli import format_table
-from rankstill.feedback import by_em, by_swaps, weighted_mean
+from rankstill.feedback import by_model, by_swaps, weighted_mean
 
 QUERIES, ITEMS = 40, 12
 LOOKED_K = 1 / np.arange(1, 9) ** 0.8
@@ -35,14 +35,14 @@ def main() -> None:
     plain = shown.group_by("position").agg(pl.col("clicked").mean()).sort("position")["clicked"].to_numpy()
     rows = [["SIMULATION", *map(str, range(len(LOOKED_K))), "worst error"]]
     rows.append(["truth", *(f"{value:.3f}" for value in LOOKED_K), "-"])
-    seen = (by_swaps(shown, len(LOOKED_K)), by_em(shown, len(LOOKED_K)))
+    seen = (by_swaps(shown, len(LOOKED_K)), by_model(shown, len(LOOKED_K)))
     for name, value_K in {**{one.method: one.value_K for one in seen}, "clicks alone": plain / plain[0]}.items():
         rows.append([name, *(f"{value:.3f}" for value in value_K), f"{np.abs(value_K / LOOKED_K - 1).max():.1%}"])
     print(format_table(rows))
     if arguments.open_bandit:
         bandit(read(arguments.open_bandit))
     if arguments.sessions:
-        seen = by_em(read(arguments.sessions).rename({"session": "request_id"}), POSITIONS)
+        seen = by_model(read(arguments.sessions).rename({"session": "request_id"}), POSITIONS)
         print(f"{seen.requests:,} sessions, {seen.method}")
         print(format_table(seen.rows()))
 
