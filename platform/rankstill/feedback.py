@@ -137,7 +137,7 @@ def by_model(shown: pl.DataFrame, positions: int, seed: int = 0) -> Examination:
     P(click on d for q at k) = p(k) * attraction(q, d) (Chuklin, Markov and de Rijke, "Click Models for Web Search",
     2015, section 3.3), with counts of clicks taken as Poisson's of these means. Pairs that were shown a few times only
     would otherwise flatter the positions where they were clicked; Poisson's likelihood is, but for a constant, that of
-    where a pair's clicks fell, given how many it got, which no attraction enters, and its estimate is right whatever the
+    where the clicks of a pair fell, given how many it got, without attractions, and its estimate is right whatever the
     distribution (Hausman, Hall and Griliches, "Econometric Models for Count Data", 1984; Wooldridge,
     "Distribution-Free Estimation of Some Nonlinear Panel Data Models", 1999). Examinations lean on 1 / (k + 1), as LEAN
     clicks at the first position would tell. Intervals are percentiles over resampled requests.
