@@ -37,6 +37,8 @@ AFTER = 45.0
 MOST = 1500.0
 """Seconds after which the demo ends, whatever was decided."""
 TELL = 15.0
+QUIET = 80
+"""Judged queries that nobody asks, from which the gate tells who ranks better."""
 SHARING = {"RAY_worker_niceness": "2", "OMP_WAIT_POLICY": "passive"}
 """Environment of what learns, beside what serves: with Ray's niceness of 15 it would get next to nothing of two cores
 that are both wanted, and threads that wait for one another would spin on them."""
@@ -54,7 +56,7 @@ def main() -> None:
     root = config.storage.folder
     if Loop(root, config.name).exists:
         raise ConfigError(f"storage.root={str(root)!r} has seen this demo; remove it, or give another one")
-    began, shop = time.monotonic(), SimulatedShop()
+    began, shop = time.monotonic(), SimulatedShop(quiet=QUIET)
     settings = [*arguments.overrides, *judged(shop, root / "shop")]
     config = load_config(arguments.config, settings)
     run_until(config)

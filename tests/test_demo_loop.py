@@ -9,7 +9,7 @@ from rankstill.errors import ConfigError
 from rankstill.loop import Loop
 from rankstill.simulation import SimulatedShop
 
-SHOP = SimulatedShop(items=300, queries=90, candidates=6)
+SHOP = SimulatedShop(items=300, queries=90, candidates=6, quiet=20)
 
 
 def test_a_shop_becomes_the_data_and_nobody_elses_files_are_touched(tmp_path):

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from random import Random
 
+import polars as pl
 import pytest
 
 from rankstill.simulation import SLANG, SimulatedShop, Visit, clicks, logged
@@ -27,6 +28,17 @@ def test_drift_brings_words_and_items_that_no_judgement_knows(shop):
     assert any(one["id"] not in known for visit in after for one in visit.items)
     new = [visit for visit in after if any(word in visit.query for word in SLANG)]
     assert 0 < len(new) < len(after)
+
+
+def test_quiet_queries_are_judged_and_held_out_and_change_nothing_else(shop):
+    quiet = SimulatedShop(items=300, queries=90, candidates=6, quiet=20)
+    held = quiet.judgements().filter(pl.col("split").is_not_null())
+    asked = {visit.query for drifted in (0.0, 1.0) for visit in visits(quiet, drifted)}
+    assert set(held["split"]) == {"valid", "test"}
+    assert 5 < held["query"].n_unique() <= 20
+    assert set(held["query"]).isdisjoint(asked)
+    assert quiet.judgements().filter(pl.col("split").is_null()).equals(shop.judgements())
+    assert visits(quiet, 0.5) == visits(shop, 0.5)
 
 
 def test_a_search_finds_little_that_fits_a_word_it_does_not_know(shop):

@@ -48,6 +48,8 @@ class SimulatedShop:
     queries: int = 160
     candidates: int = 10
     seed: int = 0
+    quiet: int = 0
+    """Further queries that were judged and held out, and that nobody asks."""
     _asked: dict[bool, list[Visit]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -71,15 +73,21 @@ class SimulatedShop:
         after = _visits(rng, stock, table, renamed, self.candidates, round(STRANGE * self.candidates))
         after += _visits(rng, stock, table, further, self.candidates)
         self._asked = {False: before, True: after}
+        asked_for = {visit.query for visit in before + after}
+        stocked = [stock[place] for place in old]
+        further = draw_queries(rng, stocked, self.quiet) if self.quiet else []
+        others = _visits(rng, stocked, table[old], further, self.candidates)
+        self._quiet = [visit for visit in others if visit.query not in asked_for]
 
     def judgements(self) -> pl.DataFrame:
-        """What somebody judged before demand drifted: query, item_id, title, label."""
+        """What somebody judged before demand drifted: query, item_id, title, label, and split where it is given."""
+        held = [(visit, ("valid", "test")[turn % 2]) for turn, visit in enumerate(self._quiet)]
         rows = [
-            {"query": visit.query, "item_id": item["id"], "title": item["title"], "label": float(label)}
-            for visit in self._asked[False]
+            {"query": visit.query, "item_id": item["id"], "title": item["title"], "label": float(label), "split": split}
+            for visit, split in [*((visit, None) for visit in self._asked[False]), *held]
             for item, label in zip(visit.items, visit.grades, strict=True)
         ]
-        return pl.DataFrame(rows)
+        return pl.DataFrame(rows, schema_overrides={"split": pl.String})
 
     def visit(self, rng: Random, drifted: float = 0.0) -> Visit:
         """The next shopper, who asks for what is new with probability `drifted`."""

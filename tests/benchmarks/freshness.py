@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from jobs.demo import endpoint
-from jobs.demo_loop import SHARING, Traffic, judged
+from jobs.demo_loop import QUIET, SHARING, Traffic, judged
 from jobs.pipeline import run_until
 from rankstill.cli import format_table
 from rankstill.config import Config
@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     with tempfile.TemporaryDirectory(prefix="freshness-") as name:
-        folder, shop = Path(name), SimulatedShop()
+        folder, shop = Path(name), SimulatedShop(quiet=QUIET)
         settings = [*arguments.overrides, *judged(shop, folder), f"storage.root={folder / 'root'}"]
         first = load_config(CONFIG, [*settings, f"train.max_steps={arguments.steps}"])
         run_until(first)
