@@ -16,7 +16,7 @@ def test_a_shop_becomes_the_data_and_nobody_elses_files_are_touched(tmp_path):
     settings = judged(SHOP, tmp_path / "made")
     config = load_config("jobs/configs/loop.yaml", [*settings, f"storage.root={tmp_path}"])
     (source,) = config.data.sources
-    assert pl.read_ndjson(source.path).equals(SHOP.judgements())
+    assert pl.read_ndjson(source.path, infer_schema_length=None).equals(SHOP.judgements())
 
 
 @pytest.mark.parametrize(("words", "why"), [(["--rate", "0"], "--rate is 0"), ([], "has seen this demo")])
