@@ -141,6 +141,7 @@ class Traffic:
     _phase: str = ""
     _totals: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
     _recent: list[tuple[float, bool]] = field(default_factory=list)
+    refused: int = 0
     failed: int = 0
 
     def mark(self, phase: str) -> None:
@@ -160,7 +161,7 @@ class Traffic:
         for phase, name in names.items():
             count, clicked = self._totals[phase]
             rows.append([name, f"{count:,}", f"{clicked / count:.1%}" if count else "-"])
-        return format_table(rows) + (f"\n{self.failed} requests failed" if self.failed else "")
+        return f"{format_table(rows)}\n{self.refused} requests were refused (429), {self.failed} failed"
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -202,7 +203,11 @@ class Traffic:
         """One shopper."""
         visit = self.shop.visit(rng, self.drifted)
         documents = [{"id": one["id"], "title": one["title"]} for one in visit.items]
-        answer = client.post("/v1/rerank", json={"query": visit.query, "documents": documents}).json()
+        response = client.post("/v1/rerank", json={"query": visit.query, "documents": documents})
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            self.refused += 1
+            return
+        answer = response.json()
         order = [result["index"] for result in answer["results"]]
         chosen = clicks(rng, [visit.grades[place] for place in order])
         self._recent.append((time.monotonic(), bool(chosen)))

@@ -1,4 +1,7 @@
-"""The rankers of every version, as the ingress sees them: asks them, again where one died, and says what is wrong."""
+"""The rankers of every version, as the ingress sees them: asks them, again where one died, and says what is wrong.
+
+Serve talks gRPC here, over which whatever a replica raises comes as it is: any exception is a failure of the replica.
+"""
 
 import asyncio
 import time
@@ -7,8 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
@@ -59,7 +62,7 @@ class Rankers:
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await self._handles[version.app].ready.remote()
-        except (TimeoutError, RayError, RayServeException) as error:
+        except Exception as error:
             raise HTTPException(503, "no ranker replica is ready; try again shortly") from error
 
     def full(self, version: Version) -> Refusal | None:
@@ -89,7 +92,7 @@ class Rankers:
             except TimeoutError as error:
                 observed.rankings.labels(name, "late").inc()
                 raise HTTPException(504, "the time for this request is over; allow more, or send less") from error
-            except (RayError, RayServeException) as error:
+            except Exception as error:
                 observed.rankings.labels(name, "failed").inc()
                 traffic.tell(version, well=False)
                 self._watch.failed(name)
@@ -120,7 +123,7 @@ class Rankers:
             if isinstance(found, Scores):
                 self._watch.answered(name, time.monotonic() - began, found, copy=True)
                 self._watch.compared(name, found, shown)
-        except (TimeoutError, RayError, RayServeException):
+        except Exception:
             outcome = "shadow failed"
             self._watch.failed(name, copy=True)
         finally:
@@ -129,7 +132,7 @@ class Rankers:
 
     async def _greet(self, handle: DeploymentHandle) -> None:
         """Reach all replicas of a version, as far as chance has it."""
-        with suppress(TimeoutError, RayError, RayServeException):
+        with suppress(Exception):
             async with asyncio.timeout(GREET_SECONDS):
                 await asyncio.gather(*(handle.ready.remote() for _ in range(GREETINGS)))
 

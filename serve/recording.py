@@ -3,13 +3,14 @@
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from ray import serve
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
@@ -62,7 +63,7 @@ class Recording:
                 stored = await self.recorder.events.remote(rows)
         except BackPressureError as error:
             raise HTTPException(429, "too many events wait to be stored", headers=retry_after(1)) from error
-        except (RayError, RayServeException) as error:
+        except Exception as error:  # see asking.py
             raise HTTPException(503, "events can't be stored now; send them again shortly") from error
         self._observed.events.labels("stored").inc(stored)
         self._observed.events.labels("known").inc(len(rows) - stored)
@@ -102,11 +103,9 @@ class Recording:
                 await asyncio.sleep(FLUSH_SECONDS)
                 group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
                 outcome = "failed"
-                try:
+                with suppress(Exception):  # the next ones may get through
                     await self.recorder.impressions.remote(group)
                     outcome = "stored"
-                except (RayError, RayServeException):
-                    pass  # the next ones may get through
                 self._observed.impressions.labels(outcome).inc(len(group))
         finally:
             self._sender = None

@@ -1,6 +1,6 @@
 """Challengers that are broken on purpose, and what becomes of them and of shoppers' requests.
 
-    python -m tests.benchmarks.sabotage --model ARTIFACT --judgements crowdflower.jsonl.gz [--rate 15] [--seconds 75]
+    python -m tests.benchmarks.sabotage --model ARTIFACT --judgements crowdflower.jsonl.gz [--only random]
 
 One has random weights, one takes 300 ms longer, one fails in 5 of 100 requests; each is tried as refresh.canary says by
 default. Counted: the seconds from its first request, a copy, to its end, and the requests that it answered to shoppers.
@@ -39,6 +39,8 @@ from tests.benchmarks.upheaval import Bench, dashboard_of
 
 SLOWER, FAILING = 0.3, 0.05
 LEAD_SECONDS = 5.0
+SABOTAGES = (("random", 2, ""), ("slower", 3, "slow"), ("errors", 4, "failing"))
+"""What they are called, their numbers in the registry, and what builds their replicas."""
 deployment: Any = serve.deployment
 
 
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--rate", type=float, default=15.0)
     parser.add_argument("--seconds", type=float, default=75.0)
+    parser.add_argument("--only", choices=[what for what, *_ in SABOTAGES])
     arguments = parser.parse_args()
     if os.environ.get("RAY_AUTH_MODE") != "token":  # as the endpoint's cluster asks; Ray read it at import
         own = str(Path(__file__).parents[2])
@@ -112,7 +115,9 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     with server([*command, f"storage.root={root}"], port, "/readyz") as log:
         bench = Bench(port, bodies, {}, arguments.rate, folder, dashboard_of(log))
         serving = Serving(bench.dashboard)
-        for what, number, target in (("random weights", 2, ""), ("slower", 3, "slow"), ("errors", 4, "failing")):
+        for what, number, target in SABOTAGES:
+            if arguments.only not in (None, what):
+                continue
             if target:
                 version = described(registry.resolve(f"shop/{number}", "benchmark"))
                 config = with_version(serving.config(), version, version.version)
