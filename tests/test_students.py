@@ -1,15 +1,21 @@
+from pathlib import Path
+
 import pytest
 import torch
 from builders import made_up_pairs, tiny_cross_encoder
 from pydantic import ValidationError
 
 from rankstill.artifacts import export_artifact
+from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import ConfigError, ModelError
 from rankstill.model_config import RandomModel, Student
 from rankstill.scoring import torch_scorer
+from rankstill.steps.train import resolved_student
 from rankstill.students import make_student
 from rankstill.students.cross import from_layers, pick_layers
+
+TINY = Path(__file__).parent.parent / "jobs" / "configs" / "tiny.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,20 @@ def test_a_student_from_a_folder_has_that_folders_weights_and_tokenizer(teacher,
     assert torch.equal(student.model.state_dict()[key], pretrained.model.state_dict()[key])
     assert student.tokenizer.get_vocab() == load_cross_encoder(tmp_path, "x").tokenizer.get_vocab()
     assert student.max_length == 20
+
+
+def test_a_student_takes_layers_of_the_base_and_all_of_a_folder(tmp_path):
+    base = tiny_cross_encoder(seed=5, layers=4)
+    base.save(tmp_path)
+    config = load_config(TINY, [f"teacher.base={tmp_path}", "student.init=base", "student.layers=2"])
+    student = make_student(resolved_student(config), None, 0)
+    ours, theirs = student.model.state_dict(), base.model.state_dict()
+    assert student.model.config.num_hidden_layers == 2
+    for new, old in ((0, 0), (1, 3)):
+        key = "bert.encoder.layer.{}.output.dense.weight"
+        assert torch.equal(ours[key.format(new)], theirs[key.format(old)])
+    named = config.student.model_copy(update={"init": str(tmp_path)})
+    assert make_student(resolved_student(config, named), None, 0).model.config.num_hidden_layers == 4
 
 
 def test_a_folder_that_is_not_there_is_named_with_its_setting(teacher, tmp_path):

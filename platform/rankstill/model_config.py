@@ -167,7 +167,7 @@ class Student(Section):
     """Where its weights come from: "teacher", "base" (the teacher's base as it was), "random", a registered student, a
     folder or a Hugging Face name."""
     layers: int = Field(default=3, ge=1)
-    """Layers taken, evenly spaced, from the teacher or the base."""
+    """Layers taken, evenly spaced, from the teacher or the base; at most as many as the base has."""
     vectors: int = Field(default=16, ge=1, le=64)
     """Vectors of an item, of family late."""
     width: int = Field(default=0, ge=0, le=1024)

@@ -26,6 +26,8 @@ from rankstill.students.pruning import prunable, prune
 from rankstill.teachers.cross_encoder import model_identity, untrained_teacher
 from rankstill.teachers.kinds import load_teacher
 
+ALL = 1 << 30
+"""Layers: as many as there are."""
 PRUNING_LISTS = 128
 """Lists, drawn at random, that tell what of a student matters."""
 
@@ -39,10 +41,15 @@ class Trained:
 
 
 def resolved_student(config: Config, student: Student | None = None) -> Student:
-    """A student's settings, with names in place of "base" and folders in place of registry references."""
+    """A student's settings, with names in place of "base" and folders in place of registry references.
+
+    A cross-encoder that starts from a model of its own takes all of its layers.
+    """
     student = student or config.student
     if student.init == "base":
         return student.model_copy(update={"init": config.teacher.base})
+    if student.init not in ("teacher", "random") and student.family == "cross":
+        student = student.model_copy(update={"layers": ALL})
     version = find_version(student.init, config.storage.folder, "student.init")
     return student.model_copy(update={"init": str(version.folder)}) if version else student
 

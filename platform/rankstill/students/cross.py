@@ -24,6 +24,8 @@ def make_cross(config: Student, teacher: CrossEncoder | None) -> CrossEncoder:
                 f"student.init {config.init!r} is of family {student.family}; set student.family={student.family}, or"
                 " name a cross-encoder or encoder"
             )
+        if config.layers < student.model.config.num_hidden_layers:
+            return from_layers(student, config.layers, config.max_length)
         return student
     assert teacher is not None
     if config.init == "teacher":
