@@ -14,6 +14,7 @@ import httpx
 
 from jobs.pipeline import print_made, run_until
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
+from rankstill.cluster import leave
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.errors import RunError
@@ -30,6 +31,7 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     start = time.monotonic()
     made = run_until(config)
+    leave()
     question = pick_question(Path(made.places["data"]))
     answer = ask(config, question)
     print()

@@ -55,6 +55,11 @@ def connect() -> None:
         raise RunError(f"{where} ({reason}); start a cluster with `ray start --head` and set RAY_ADDRESS") from error
 
 
+def leave() -> None:
+    """Leave the cluster that this process has joined, and stop it where `connect` started it."""
+    ray.shutdown()
+
+
 def dashboard() -> str:
     """Address of the dashboard of the cluster that this process has joined."""
     url = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url

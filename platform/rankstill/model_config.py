@@ -97,7 +97,7 @@ class TeacherMember(Section):
     """Folder or Hugging Face name; "base" for the teacher's base as it was before fine-tuning."""
     kind: TeacherKind = "cross"
     """What it is: a cross-encoder (with one logit, or with one for each grade), a sentence encoder whose cosines are
-    scores, or a causal language model."""
+    scores (those of a main teacher are scaled to logits by the valid judgements), or a causal language model."""
     weight: float = Field(default=1.0, gt=0)
     """Weight of its standardised scores among those of all members."""
     prompt: str = "Query: {query}\nProduct: {text}\nDoes the product match the query? Answer yes or no: "

@@ -101,7 +101,9 @@ def combine_labels(
     A pair that a member couldn't score has none.
     """
     if len(labels) == 1:
-        return labels[0]
+        (alone,) = labels
+        scores = ensemble.combine([alone["score"].to_numpy().astype(np.float64)])
+        return alone.with_columns(score=pl.Series(scores, dtype=pl.Float32))
     for one in labels:
         pairs = pairs.join(one, on="pair_id", how="semi", maintain_order="left")
     columns = [pairs.join(one, on="pair_id", how="left", maintain_order="left")["score"].to_numpy() for one in labels]

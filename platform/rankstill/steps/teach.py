@@ -95,7 +95,7 @@ def _standardise(run: Run, prepared: Prepared, models: list[TeacherModel], weigh
     for model in models:
         run.reporter.event("ensembles", state="scoring", model=model.folder, pairs=pairs.height)
         scores.append(open_teacher(run, model).score(queries, texts))
-    return Ensemble.standardised(models, weights, scores)
+    return Ensemble.standardised(models, weights, scores, pairs["label"].to_numpy() / label_max(pairs))
 
 
 def open_teacher(run: Run, model: TeacherModel) -> LoadedTeacher:

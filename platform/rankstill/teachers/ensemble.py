@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from rankstill.calibration import calibrate
 from rankstill.errors import ModelError
 from rankstill.metrics import per_query
 from rankstill.storage import write_json
@@ -31,15 +32,24 @@ class Member:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Members, the main one first; one alone keeps its scores as they are."""
+    """Members, the main one first, on whose scale all are; one alone keeps its scores as they are.
+
+    Where the main one is a sentence encoder, whose cosines lie close together, they are made logits:
+    scale * score + offset.
+    """
 
     members: tuple[Member, ...]
+    scale: float = 1.0
+    offset: float = 0.0
 
     @classmethod
     def standardised(
-        cls, models: Sequence[TeacherModel], weights: Sequence[float], scores: Sequence[Floats]
+        cls, models: Sequence[TeacherModel], weights: Sequence[float], scores: Sequence[Floats], targets_B: Floats
     ) -> "Ensemble":
         """An ensemble whose members are standardised by their `scores` on the same pairs.
+
+        Cosines become the logits that tell `targets_B`, the judgements in [0, 1], best (`calibrate`), unless high ones
+        go with low judgements.
 
         Raises:
             ModelError: a member scores all pairs alike.
@@ -50,21 +60,29 @@ class Ensemble:
                     f"teacher: {model.folder!r} gives all pairs the same score; take it out of the ensemble"
                 )
         shares = [weight / sum(weights) for weight in weights]
-        return cls(
+        ensemble = cls(
             tuple(
                 Member(model, share, float(column.mean()), float(column.std()))
                 for model, share, column in zip(models, shares, scores, strict=True)
             )
         )
+        if models[0].kind != "bi":
+            return ensemble
+        fitted = calibrate(ensemble.combine(scores), targets_B)
+        return replace(ensemble, scale=fitted.scale, offset=fitted.offset) if fitted.scale > 0 else ensemble
 
     def combine(self, scores: Sequence[Floats]) -> Floats:
         """mean_0 + std_0 * sum_m weight_m * (score_m - mean_m) / std_m, [B], on the scale of the main member."""
-        first = self.members[0]
         total = sum(
             member.weight * (column - member.mean) / member.std
             for member, column in zip(self.members, scores, strict=True)
         )
-        return first.mean + first.std * np.asarray(total, dtype=np.float64)
+        return self._on_scale(np.asarray(total, dtype=np.float64))
+
+    def _on_scale(self, standard_B: Floats) -> Floats:
+        """Standardised scores as the main member's, or as logits."""
+        first = self.members[0]
+        return self.scale * (first.mean + first.std * standard_B) + self.offset
 
     def choose(self, pairs: pl.DataFrame, scores: Sequence[Floats]) -> Floats:
         """Each list's scores from the member that agrees best with its judgements, standardised as in `combine`, [B].
@@ -80,10 +98,9 @@ class Ensemble:
             if None not in row and row.count(max(row)) == 1:
                 best[query] = row.index(max(row))
         chosen = np.array([best.get(query, -1) for query in pairs["query_id"]])
-        first, found = self.members[0], self.combine(scores)
+        found = self.combine(scores)
         for place, (member, column) in enumerate(zip(self.members, scores, strict=True)):
-            alike = first.mean + first.std * (column - member.mean) / member.std
-            found = np.where(chosen == place, alike, found)
+            found = np.where(chosen == place, self._on_scale((column - member.mean) / member.std), found)
         return found
 
     def write(self, folder: Path) -> None:
@@ -98,14 +115,14 @@ def read_ensemble(folder: Path, field: str) -> Ensemble:
         ModelError: no readable manifest.
     """
     try:
-        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["members"]
+        told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        entries = told["members"]
         models = [{**entry["model"], "answers": tuple(entry["model"]["answers"])} for entry in entries]
-        return Ensemble(
-            tuple(
-                Member(TeacherModel(**model), *(float(entry[name]) for name in ("weight", "mean", "std")))
-                for model, entry in zip(models, entries, strict=True)
-            )
+        members = tuple(
+            Member(TeacherModel(**model), *(float(entry[name]) for name in ("weight", "mean", "std")))
+            for model, entry in zip(models, entries, strict=True)
         )
+        return Ensemble(members, float(told.get("scale", 1.0)), float(told.get("offset", 0.0)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{field}: {str(folder)!r} has no readable {MANIFEST}; teach again") from error
 
