@@ -82,7 +82,10 @@ async def on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "body")
-    return problem(422, f"{place or 'body'}: {first['msg']}", request.url.path)
+    told = f"{place}: {first['msg']}"
+    if not place or first["type"] == "json_invalid":
+        told = "body: no JSON object; send one, with content-type: application/json"
+    return problem(422, told, request.url.path)
 
 
 async def on_problem(request: Request, error: Exception) -> Response:

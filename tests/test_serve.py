@@ -181,10 +181,15 @@ def test_errors_name_what_is_wrong(url, body, status, says):
     assert says in response.json()["message"]
 
 
-def test_a_body_that_is_no_json_is_refused(url):
-    response = httpx.post(f"{url}/v1/rerank", content=b'{"quer', headers={"content-type": "application/json"})
+BROKEN = {"content": b'{"quer', "headers": {"content-type": "application/json"}}
+
+
+@pytest.mark.parametrize("given", [{"data": {"query": "x"}}, {"json": [1]}, {"json": None}, {}, BROKEN])
+def test_a_body_that_is_no_object_is_told_what_to_send(url, given):
+    response = httpx.post(f"{url}/v1/rerank", **given)
     assert response.status_code == 422
     assert "Traceback" not in response.text
+    assert "send one, with content-type: application/json" in response.json()["message"]
 
 
 def test_v2_refuses_unknown_fields(url):
