@@ -25,9 +25,7 @@ from rankstill.cluster import connect, dashboard
 from rankstill.config import Serve
 from rankstill.configfile import load_config
 from rankstill.errors import AddressError, ConfigError
-from rankstill.item_index import open_index
 from rankstill.progress import Reporter
-from rankstill.rankers import load_ranker
 from rankstill.registry import find_version
 from rankstill.served import Served, Version
 from rankstill.serving import APP, INGRESS, Serving, app_of, with_served
@@ -173,6 +171,8 @@ def whole_config(arguments: BuildArguments) -> dict[str, Any]:
     back = {"name": app, "route_prefix": None, "import_path": "serve.app:version", "args": {**given, "model": model}}
     applications, served = [front, back], found.served(app)
     if arguments.teacher:
+        from rankstill.rankers import load_ranker
+
         reference = arguments.teacher if not Path(arguments.teacher).exists() else absolute(arguments.teacher)
         fields = load_ranker(reference, "serve.teacher", Path(arguments.root)).fields or found.artifact.fields
         own = {"name": TEACHER, "import_path": "serve.app:teacher", "args": {**given, "teacher": reference}}
@@ -268,6 +268,8 @@ def item_index(arguments: BuildArguments, artifact: Artifact) -> str:
     """
     folder = absolute(arguments.index)
     if folder:
+        from rankstill.item_index import open_index
+
         open_index(Path(folder), "serve.index", artifact.manifest["files"].get(WEIGHTS, {}).get("sha256", "none"))
     return folder
 

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 from scipy.special import expit
 
-from rankstill.rankers import load_ranker, pick_device
 from rankstill.text import normalise, normalise_query
 from serve.messages import Refusal, ScoreRequest, Scores
 
@@ -21,6 +20,8 @@ class Teacher:
     """Anything that `jobs.evaluate` can load, as a version's rankers answer."""
 
     def __init__(self, reference: str, root: str) -> None:
+        from rankstill.rankers import load_ranker, pick_device  # with torch, which `serve.app` has no use for
+
         self._ranker = load_ranker(reference, "serve.teacher", Path(root), pick_device("auto"))
         self._computing = ThreadPoolExecutor(1)
 

@@ -8,10 +8,11 @@ import pytest
 from builders import made_up_pairs, tiny_cross_encoder
 from scipy.stats import spearmanr
 
-from rankstill.artifacts import export_artifact, is_artifact, load_artifact
+from rankstill.artifacts import is_artifact, load_artifact
 from rankstill.calibration import Calibration
 from rankstill.compression import quantise_artifact
 from rankstill.errors import ModelError
+from rankstill.exporting import export_artifact
 from rankstill.rankers import load_ranker
 
 MADE_FROM = {"teacher": "f00", "metrics": {"ndcg@10": 0.5}}

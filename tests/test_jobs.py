@@ -18,13 +18,14 @@ from jobs.cost import labelling_cost
 from jobs.evaluate import evaluate_files
 from jobs.index import index_items
 from jobs.pipeline import run_until
-from rankstill.artifacts import export_artifact, load_artifact
+from rankstill.artifacts import load_artifact
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.calibration import calibrate
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import DataError, GateError, InputError
+from rankstill.exporting import export_artifact
 from rankstill.item_index import KnownItemScorer, open_index
 from rankstill.label_care import compare, verify
 from rankstill.labels import open_store

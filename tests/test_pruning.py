@@ -4,11 +4,11 @@ import pytest
 import torch
 from builders import made_up_pairs, tiny_cross_encoder
 
-from rankstill.artifacts import export_artifact
 from rankstill.batches import TokenisedLists, tokenise_lists
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.data import build_lists
 from rankstill.errors import ModelError
+from rankstill.exporting import export_artifact
 from rankstill.model_config import Distill, Prune, Student
 from rankstill.objective import Objective
 from rankstill.scoring import torch_scorer

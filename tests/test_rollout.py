@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from builders import tiny_cross_encoder
 
-from rankstill.artifacts import export_artifact
 from rankstill.configfile import load_config
 from rankstill.errors import ConfigError, RunError
 from rankstill.event_log import EventLog
+from rankstill.exporting import export_artifact
 from rankstill.loop import Loop
 from rankstill.registry import Registry
 from rankstill.rollout import Rollout

@@ -20,7 +20,7 @@ from builders import CHROMIUM, browse, write_jsonl
 from ray import serve
 from scipy.special import expit
 
-from rankstill.artifacts import export_artifact, load_artifact
+from rankstill.artifacts import load_artifact
 from rankstill.calibration import Calibration
 from rankstill.cluster import dashboard
 from rankstill.configfile import load_config
@@ -29,6 +29,7 @@ from rankstill.curve import curve
 from rankstill.encoders import random_model, random_tokenizer
 from rankstill.errors import AddressError, ModelError
 from rankstill.event_log import EventLog
+from rankstill.exporting import export_artifact
 from rankstill.item_index import (
     ItemIndex,
     KnownItemScorer,

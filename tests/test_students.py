@@ -5,10 +5,10 @@ import torch
 from builders import made_up_pairs, tiny_cross_encoder
 from pydantic import ValidationError
 
-from rankstill.artifacts import export_artifact
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import ConfigError, ModelError
+from rankstill.exporting import export_artifact
 from rankstill.model_config import RandomModel, Student
 from rankstill.scoring import torch_scorer
 from rankstill.steps.train import resolved_student

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from builders import tiny_cross_encoder
 
-from rankstill.artifacts import export_artifact
 from rankstill.errors import RunError
+from rankstill.exporting import export_artifact
 from rankstill.timing import PARTS, Timing, choose_rankings, rank_by_turns, time_alone
 
 RANKINGS = choose_rankings(["red drill", "saw"], ["a", "b", "c"], 4)

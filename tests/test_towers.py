@@ -4,11 +4,12 @@ import torch
 from builders import made_up_pairs, tiny_cross_encoder
 from torch.nn import functional
 
-from rankstill.artifacts import export_artifact, load_artifact
+from rankstill.artifacts import load_artifact
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, model_inputs
 from rankstill.encoders import random_model
 from rankstill.errors import ConfigError, ModelError
+from rankstill.exporting import export_artifact
 from rankstill.model_config import RandomModel, Student
 from rankstill.scoring import torch_scorer
 from rankstill.students import make_student

@@ -4,33 +4,30 @@ manifest.json      what it was made from, hashes of every file, metrics
 config.json, tokenizer*.json
 model.safetensors  weights, for torch; an int8 artifact has none
 model.onnx         the same model for ONNX Runtime
+
+torch is imported once a model is wanted, so that who reads manifests starts in no time.
 """
 
 import hashlib
 import json
-import logging
 import math
 import platform
-import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from rankstill.calibration import Calibration
-from rankstill.cross_encoder import CrossEncoder, collate, load_cross_encoder, load_tokenizer, model_inputs
-from rankstill.errors import ConversionError, ModelError, RunError
-from rankstill.scoring import PairScorer, onnx_forward, openvino_scorer, torch_forward
+from rankstill.errors import ConversionError, ModelError
 from rankstill.storage import write_json
+
+if TYPE_CHECKING:
+    from rankstill.cross_encoder import CrossEncoder
+    from rankstill.scoring import PairScorer
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 NEEDED = ("model.onnx", "config.json", "tokenizer.json")
 WEIGHTS = "model.safetensors"
-ONNX_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -79,12 +76,17 @@ class Artifact:
         """The weights that a runtime loads."""
         return self.folder / ("model.onnx" if self.resolve(runtime) == "onnx" else WEIGHTS)
 
-    def scorer(self, runtime: str = "torch", threads: int = 1, token_budget: int = 2048) -> PairScorer:
+    def scorer(self, runtime: str = "torch", threads: int = 1, token_budget: int = 2048) -> "PairScorer":
         """The student in one of its runtimes (see `resolve`), on CPU.
 
         Raises:
             ModelError: OpenVINO can't run it, and is asked for by name.
         """
+        import torch
+
+        from rankstill.cross_encoder import load_tokenizer
+        from rankstill.scoring import PairScorer, onnx_forward, openvino_scorer, torch_forward
+
         chosen = self.resolve(runtime)
         if chosen == "onnx":
             forward = onnx_forward(self.folder / "model.onnx", threads)
@@ -99,46 +101,17 @@ class Artifact:
                     raise
         return PairScorer(torch_forward(encoder), encoder.tokenizer, encoder.max_length, token_budget)
 
-    def encoder(self) -> CrossEncoder:
+    def encoder(self) -> "CrossEncoder":
         """The student in torch.
 
         Raises:
             ModelError: an int8 artifact, which has no weights for torch.
         """
+        from rankstill.cross_encoder import load_cross_encoder
+
         if self.precision == "int8":
             raise ModelError(f"model: {str(self.folder)!r} is int8, which torch doesn't run; take the float32 artifact")
         return load_cross_encoder(self.folder, "model", self.manifest["max_length"])
-
-
-def export_artifact(
-    student: CrossEncoder,
-    folder: Path,
-    made_from: dict[str, Any],
-    fields: list[str],
-    calibration: Calibration | None = None,
-) -> Artifact:
-    """Write an artifact into an empty folder.
-
-    `made_from` says what the student came from (teacher, labels, data, config, metrics). A calibration that would turn
-    the order of scores around is left out.
-
-    Raises:
-        RunError: the ONNX form gives other scores than the model.
-    """
-    student.save(folder)
-    _export_onnx(student, folder / "model.onnx")
-    manifest = {
-        "format": FORMAT,
-        "family": student.family,
-        "precision": "float32",
-        "max_length": student.max_length,
-        "fields": list(fields),
-        "parameters": student.parameters,
-        "made_from": made_from,
-    }
-    if calibration and calibration.scale > 0:
-        manifest["calibration"] = asdict(calibration)
-    return seal(folder, manifest)
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> Artifact:
@@ -196,35 +169,6 @@ def load_artifact(folder: Path, field: str = "model") -> Artifact:
 def is_artifact(folder: Path) -> bool:
     """Whether a folder claims to be an artifact."""
     return (folder / MANIFEST).is_file()
-
-
-def _export_onnx(student: CrossEncoder, path: Path) -> None:
-    """Export with dynamic batch and length, then compare with torch on a batch of another shape."""
-    pad = student.pad_id
-    pairs = student.tokenise(["a small query"] * 2, ["an item", "a somewhat longer item of more words"])
-    model = student.model.cpu().eval()
-    inputs = model_inputs(model, collate(pairs, [0, 1], pad))
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that it doesn't need
-    rows, length = torch.export.Dim("rows", min=1), torch.export.Dim("length", min=2)
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model,
-            kwargs=inputs,
-            input_names=list(inputs),
-            output_names=["logits"],
-            dynamic_shapes={name: {0: rows, 1: length} for name in inputs},
-            dynamo=True,
-            verbose=False,
-        )
-        assert program is not None  # it is None only where a file name is given
-        program.save(path)
-    probe = student.tokenise(["query"] * 3, ["item"] * 2 + ["an item of quite a few more words than before, " * 3])
-    batch = collate(probe, [0, 1, 2], pad)
-    expected, found = torch_forward(student)(batch), onnx_forward(path)(batch)
-    if not np.allclose(expected, found, atol=ONNX_TOLERANCE):
-        worst = float(np.abs(expected - found).max())
-        raise RunError(f"export: ONNX scores differ from torch by {worst:.2g}, over {ONNX_TOLERANCE:g}; not exported")
 
 
 def _sha256(path: Path) -> str:

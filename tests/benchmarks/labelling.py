@@ -33,13 +33,13 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder as Peer
 
-from rankstill.artifacts import export_artifact
 from rankstill.cli import format_table
 from rankstill.compression import quantise_artifact
 from rankstill.config import Data, Source
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.data import read_judgements
+from rankstill.exporting import export_artifact
 from rankstill.labels import open_store
 from rankstill.progress import Reporter
 from rankstill.schema import ProgressEvent

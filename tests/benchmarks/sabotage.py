@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from ray import serve
 
-from rankstill.artifacts import export_artifact, load_artifact
+from rankstill.artifacts import load_artifact
 from rankstill.cli import format_table
 from rankstill.configfile import load_config
 from rankstill.event_log import EventLog
+from rankstill.exporting import export_artifact
 from rankstill.loop import Loop
 from rankstill.registry import Registry
 from rankstill.rollout import Rollout, described

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from rankstill.artifacts import export_artifact, load_artifact
+from rankstill.artifacts import load_artifact
 from rankstill.calibration import calibrate
 from rankstill.cross_encoder import load_cross_encoder
+from rankstill.exporting import export_artifact
 from rankstill.registry import Record, Registry, Version
 from rankstill.scoring import torch_scorer
 from rankstill.steps.compare import Compared

@@ -4,11 +4,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from rankstill.artifacts import Artifact, export_artifact
+from rankstill.artifacts import Artifact
 from rankstill.compression import quantise_artifact
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import ConfigError
 from rankstill.evaluation import check_fidelity
+from rankstill.exporting import export_artifact
 from rankstill.steps.prepare import Prepared
 from rankstill.steps.run import Run, step_key
 from rankstill.steps.teach import judged_split, some_queries
