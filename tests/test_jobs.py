@@ -60,7 +60,8 @@ def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     root = tmp_path_factory.mktemp("tiny")
-    return load_config(TINY, [f"storage.root={root}", "train.epochs=1", "teacher.train.epochs=1", "labels.block=64"])
+    settings = ["train.epochs=1", "teacher.train.epochs=1", "labels.block=64", "resources.actors=1"]
+    return load_config(TINY, [f"storage.root={root}", *settings])
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,7 @@ def two_teachers(tmp_path) -> list[str]:
     tiny_cross_encoder(seed=1, max_length=64).save(tmp_path / "bi")
     return [
         "data.shop.queries=30",
+        "resources.actors=1",
         "labels.precision=float32",
         "labels.made_queries=5",
         f"storage.root={tmp_path / 'root'}",
@@ -197,7 +199,7 @@ def test_a_teacher_that_beats_nothing_is_refused_with_the_numbers(cluster, two_t
 
 def test_labels_in_int8_are_close_to_those_in_float32(cluster, tmp_path):
     tiny_cross_encoder(max_length=64).save(tmp_path / "teacher")
-    settings = [f"storage.root={tmp_path / 'root'}", "data.shop.queries=60", "teacher.gate=off"]
+    settings = [f"storage.root={tmp_path / 'root'}", "data.shop.queries=60", "teacher.gate=off", "resources.actors=1"]
     settings += [f"teacher.model={tmp_path / 'teacher'}"]
     stores = []
     for precision in ("float32", "int8"):
