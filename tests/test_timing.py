@@ -1,5 +1,8 @@
 """Timing of artifacts, by turns."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from builders import tiny_cross_encoder
@@ -17,16 +20,23 @@ def test_rankings_are_drawn_with_as_many_texts_as_wanted():
     assert choose_rankings(["red drill", "saw"], ["a", "b", "c"], 4) == RANKINGS
 
 
-def test_artifacts_rank_by_turns():
-    asked = []
-    scores = [lambda queries, texts, who=who: asked.append((who, queries, texts)) for who in "ab"]
+def test_artifacts_rank_by_turns_a_part_each(monkeypatch):
+    asked, clock = [], [0.0]
+    monkeypatch.setattr("rankstill.timing.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def score(who, queries, texts):
+        begins = asked[-1:] and asked[-1][0] != who
+        clock[0] += 0.2 if begins else 0.1  # the threads of another one are not yet at rest
+        asked.append((who, queries, texts))
+
+    scores = [partial(score, who) for who in "ab"]
     taken = rank_by_turns(scores, Timing((("a", "onnx"), ("b", "onnx")), 1, (2,), RANKINGS, part=3), 2)
     assert taken.shape == (2, PARTS, 3)
-    assert np.all(taken > 0)
-    assert [who for who, *_ in asked] == ["a", "b"] * (3 * PARTS)
-    for one, other in zip(asked[::2], asked[1::2], strict=True):
-        assert one[1:] == other[1:]
-        assert (len(one[1]), len(one[2])) == (2, 2)
+    assert taken == pytest.approx(np.full((2, PARTS, 3), 0.1)), "what a part begins with isn't timed"
+    assert [who for who, *_ in asked] == [*"aaaabbbb"] * PARTS
+    for place in range(4):
+        assert asked[place][1:] == asked[4 + place][1:]
+        assert [len(given) for given in asked[place][1:]] == [2, 2]
 
 
 def test_each_artifact_is_timed_in_its_runtime(tmp_path):

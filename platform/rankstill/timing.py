@@ -86,18 +86,23 @@ def time_here(timing: Timing) -> list[dict[str, Any]]:
 
 
 def rank_by_turns(scores: Sequence[Any], timing: Timing, count: int) -> NDArray[np.float64]:
-    """Seconds of rankings of `count` candidates, one after the other, [scores, parts, rankings]."""
+    """Seconds of rankings of `count` candidates, [scores, parts, rankings]; each part of one after that of another.
+
+    Not each ranking: the threads of a runtime wait for the next one on the cores, for a while, and so another's ranking
+    takes up to twice the time. What a part begins with isn't timed for the same reason.
+    """
     parts: list[list[list[float]]] = []
     while not parts or (len(parts) < PARTS and np.sum(parts) < SECONDS * len(scores)):
         parts.append([])
-        for place in range(timing.part):
-            query, texts = timing.rankings[place % len(timing.rankings)]
-            parts[-1].append([])
-            for score in scores:
+        for score in scores:
+            taken = []
+            for place in range(-1, timing.part):
+                query, texts = timing.rankings[place % len(timing.rankings)]
                 start = time.perf_counter()
                 score([query] * count, texts[:count])
-                parts[-1][-1].append(time.perf_counter() - start)
-    return np.array(parts).transpose(2, 0, 1)
+                taken.append(time.perf_counter() - start)
+            parts[-1].append(taken[1:])
+    return np.array(parts).swapaxes(0, 1)
 
 
 def choose_rankings(
