@@ -1,6 +1,6 @@
 """How long it takes from the last event of shoppers to a promoted student, and how much the teacher has to label anew.
 
-    python -m tests.benchmarks.freshness [--events 5000] [--rate 8] [teacher.base=FOLDER ...]
+    python -m tests.benchmarks.freshness [--events 5000] [--rate 8] [dotted.key=value ...]
 
 SIMULATION of shoppers; the rest is real. A student is distilled from the judgements of a generated shop, briefly
 (--steps), so that clicks have something to teach. So many events are logged of shoppers who saw its rankings, and the
@@ -25,6 +25,7 @@ from jobs.demo import endpoint
 from jobs.demo_loop import QUIET, SHARING, Traffic, judged
 from jobs.pipeline import run_until
 from rankstill.cli import format_table
+from rankstill.cluster import leave
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.event_log import EventLog
@@ -49,6 +50,7 @@ def main() -> None:
         settings = [*arguments.overrides, *judged(shop, folder), f"storage.root={folder / 'root'}"]
         first = load_config(CONFIG, [*settings, f"train.max_steps={arguments.steps}"])
         run_until(first)
+        leave()
         config = load_config(CONFIG, settings)
         visits = log_events(config, shop, arguments.events)
         with endpoint(config, f"{config.name}@champion") as (url, dashboard):
