@@ -26,7 +26,7 @@ APP = "rankstill"
 """Name of the transactions."""
 KNOWN_DAYS = 3
 """An event that comes again within so many days isn't stored again."""
-COMPACT_COMMITS = 50
+COMPACT_COMMITS = 20
 """After so many groups their files are merged: a commit takes the longer the more files there are."""
 MERGED_BYTES = 8 * 2**20
 """A file of this size isn't merged with others any more."""
