@@ -31,7 +31,6 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     start = time.monotonic()
     made = run_until(config)
-    leave()
     question = pick_question(Path(made.places["data"]))
     answer = ask(config, question)
     print()
@@ -79,9 +78,12 @@ def ask(config: Config, question: dict[str, Any]) -> dict[str, Any]:
 def endpoint(config: Config, model: str) -> Iterator[tuple[str, str]]:
     """An endpoint on a free port, as the config says, until this is left: its URL, and that of Ray's dashboard.
 
+    It has a cluster of its own; one that this process worked on would only take cores from it, and is left.
+
     Raises:
         RunError: it didn't get ready.
     """
+    leave()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -24,7 +24,6 @@ import httpx
 from jobs.demo import endpoint
 from jobs.pipeline import run_until
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
-from rankstill.cluster import leave
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.errors import ConfigError, RunError
@@ -61,7 +60,6 @@ def main() -> None:
     settings = [*arguments.overrides, *judged(shop, root / "shop")]
     config = load_config(arguments.config, settings)
     run_until(config)
-    leave()
     command = [sys.executable, "-m", "jobs.refresh", "--config", str(arguments.config), "--every", "10s", *settings]
     with endpoint(config, f"{config.name}@champion") as (url, dashboard), refreshing(command, root, dashboard):
         print(f"SIMULATION. The curve is live at {url}; Ctrl-C ends it.", flush=True)

@@ -61,7 +61,7 @@ HEALTH_SECONDS = 2.0
 VERSIONS = 4
 """Versions that fit beside each other: each replica reserves so much less than it uses."""
 LOGGING = {"enable_access_log": False}
-"""Serve logs each request in every replica that it passes, which takes a third of what the ingress computes; ours is
+"""Serve logs each request in every replica that it passes, some 15 % of what an endpoint computes; ours is
 `serve.access_log`."""
 deployment: Any = partial(serve.deployment, logging_config=LOGGING)
 WITHOUT_DATA = {"data": {"shop": {}}}

@@ -25,7 +25,6 @@ from jobs.demo import endpoint
 from jobs.demo_loop import QUIET, SHARING, Traffic, judged
 from jobs.pipeline import run_until
 from rankstill.cli import format_table
-from rankstill.cluster import leave
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.event_log import EventLog
@@ -50,7 +49,6 @@ def main() -> None:
         settings = [*arguments.overrides, *judged(shop, folder), f"storage.root={folder / 'root'}"]
         first = load_config(CONFIG, [*settings, f"train.max_steps={arguments.steps}"])
         run_until(first)
-        leave()
         config = load_config(CONFIG, settings)
         visits = log_events(config, shop, arguments.events)
         with endpoint(config, f"{config.name}@champion") as (url, dashboard):

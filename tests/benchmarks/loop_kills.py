@@ -33,7 +33,6 @@ from jobs.demo_loop import SHARING, Traffic, judged
 from jobs.pipeline import run_until
 from rankstill.artifacts import load_artifact
 from rankstill.cli import format_table
-from rankstill.cluster import leave
 from rankstill.config import Config
 from rankstill.configfile import load_config
 from rankstill.loop import Loop
@@ -82,7 +81,6 @@ def main() -> None:
         settings = [*SETTINGS, *judged(shop, folder), f"storage.root={folder / 'root'}"]
         config = load_config(CONFIG, settings)
         run_until(config)
-        leave()
         with endpoint(config, "shop@champion") as (url, dashboard):
             killed(config, settings, Shoppers(shop, url, arguments.rate), dashboard, arguments)
 
