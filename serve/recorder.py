@@ -1,6 +1,7 @@
 """The deployment that keeps what was shown and what shoppers did: on disk before it answers."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -8,8 +9,8 @@ from itertools import islice
 from rankstill.event_log import EventLog, Log, Row
 from serve.watch import Counts, together
 
-GATHER_SECONDS = 0.05
-"""For so long rows are gathered for a write: a commit takes 20 ms of a core however few it has."""
+WRITE_SECONDS = 0.1
+"""Between the beginnings of two writes, for which rows are gathered: a commit takes 20 ms of a core however few."""
 
 
 class Recorder:
@@ -46,6 +47,7 @@ class Groups:
         self._writer, self._compactor = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._waiting: list[tuple[Sequence[Row], asyncio.Future[int]]] = []
         self._writing: asyncio.Task[None] | None = None
+        self._next = 0.0
 
     async def add(self, rows: Sequence[Row]) -> int:
         """Store rows; how many are new."""
@@ -58,7 +60,8 @@ class Groups:
     async def _write(self) -> None:
         """Write what waits, group after group, until nothing does."""
         while self._waiting:
-            await asyncio.sleep(GATHER_SECONDS)
+            await asyncio.sleep(self._next - time.monotonic())
+            self._next = time.monotonic() + WRITE_SECONDS
             waiting, self._waiting = self._waiting, []
             rows = [row for rows, _ in waiting for row in rows]
             try:
@@ -69,7 +72,7 @@ class Groups:
             for (_, future), outcome in zip(waiting, outcomes, strict=True):
                 _settle(future, outcome)
             if self._log.wants_compaction:
-                self._compactor.submit(self._log.compact)
+                self._compactor.submit(self._log.compact, aside=True)
         self._writing = None
 
 

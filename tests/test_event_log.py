@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rankstill.errors import ConfigError, DamagedError
-from rankstill.event_log import EventLog
+from rankstill.event_log import PROPERTIES, EventLog
 from rankstill.text import user_digest
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -64,16 +64,30 @@ def test_days_that_are_long_gone_are_not_remembered(tmp_path, monkeypatch):
     assert log.read()["event_id"].to_list() == ["e1", "e2"]
 
 
-def test_merging_changes_no_rows(tmp_path):
+@pytest.mark.parametrize("aside", [False, True])
+def test_merging_changes_no_rows(tmp_path, aside):
     log = EventLog(str(tmp_path))
     for number in range(12):
         log.events.add([event(number, value=number / 2, position=number)], NOW)
     before = log.events.read()
-    log.events.compact()
+    log.events.compact(aside)
+    assert len(log.events._table.file_uris()) == 1
     assert log.events.add([event(3), event(99)], NOW) == [False, True]
     assert log.events.read().head(12).equals(before)
     (_, *paths) = sorted(path.name for path in (tmp_path / "events").iterdir())
     assert paths == ["day=2026-11-20"]
+
+
+def test_a_writer_whose_commits_were_cleaned_away_doubles_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROPERTIES, "delta.logRetentionDuration", "interval 0 seconds")
+    one, behind, reader = (EventLog(str(tmp_path)).events for _ in range(3))
+    for number in range(3):
+        one.add([event(number)], NOW)
+    one.compact()
+    assert len(list((tmp_path / "events" / "_delta_log").glob("*.json"))) == 1
+    assert behind.add([event(2), event(3)], NOW) == [False, True]
+    assert one.add([event(3), event(4)], NOW) == [False, True]
+    assert reader.read()["event_id"].to_list() == ["e0", "e1", "e2", "e3", "e4"]
 
 
 def test_many_groups_ask_to_be_merged(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from rankstill.errors import ConfigError, DamagedError
+from rankstill.merging import RETENTION, merge, merge_aside
 from rankstill.schema import EVENTS, IMPRESSIONS
 from rankstill.text import digest
 from rankstill.trees import below, shown
@@ -26,14 +27,10 @@ APP = "rankstill"
 """Name of the transactions."""
 KNOWN_DAYS = 3
 """An event that comes again within so many days isn't stored again."""
-COMPACT_COMMITS = 20
+COMPACT_COMMITS = 50
 """After so many groups their files are merged: a commit takes the longer the more files there are."""
-MERGED_BYTES = 8 * 2**20
-"""A file of this size isn't merged with others any more."""
-STATISTICS = {"delta.dataSkippingStatsColumns": "batch"}
-"""Columns whose least and largest values stand in the table's log."""
-VACUUM_HOURS = 1
-"""Files that no row is in any more are kept so long, for those who read or write meanwhile."""
+PROPERTIES = {"delta.dataSkippingStatsColumns": "batch", **RETENTION}
+"""Of a new table; the statistics are of columns whose least and largest values stand in its log."""
 ATTEMPTS = 20
 FAILURES = (OSError, DeltaError, pa.ArrowException)
 Row = Mapping[str, Any]
@@ -55,7 +52,7 @@ class Log:
             if self._local:
                 self._local.mkdir(parents=True, exist_ok=True)
             self._table = DeltaTable.create(
-                location, schema=schema, partition_by=["day"], mode="ignore", configuration=STATISTICS
+                location, schema=schema, partition_by=["day"], mode="ignore", configuration=PROPERTIES
             )
         except FAILURES as error:
             raise ConfigError(
@@ -114,6 +111,8 @@ class Log:
         except CommitFailedError:
             return False
         except FAILURES as error:
+            if self._is_behind(delta):  # of commits whose files are gone, Delta tells otherwise
+                return False
             raise DamagedError(
                 f"{shown(self._location)!r} can't be written to ({_line(error)}); free space, or restore it"
             ) from error
@@ -123,19 +122,22 @@ class Log:
             _sync(self._local, delta.version())
         return True
 
+    def _is_behind(self, delta: DeltaTable) -> bool:
+        """Whether others have written since."""
+        try:
+            return DeltaTable(self._location).version() > delta.version()
+        except FAILURES:
+            return False
+
     @property
     def wants_compaction(self) -> bool:
         """Whether many groups were written since the last one."""
         return self._since_compaction >= COMPACT_COMMITS
 
-    def compact(self) -> None:
-        """Merge small files; rows stay as they are, and others may write meanwhile."""
+    def compact(self, aside: bool = False) -> None:
+        """Merge small files, `aside` in a process of low priority; rows stay as they are, and others may write."""
         self._since_compaction = 0
-        table = DeltaTable(self._location)
-        table.optimize.compact(target_size=MERGED_BYTES)
-        table.vacuum(retention_hours=VACUUM_HOURS, dry_run=False, enforce_retention_duration=False)
-        table.create_checkpoint()
-        table.cleanup_metadata()
+        (merge_aside if aside else merge)(self._location)
         self._table = DeltaTable(self._location)  # the other one carries all the commits before
 
     def _look(self) -> None:
@@ -190,7 +192,7 @@ class Log:
         try:
             found = table.delete(what)
             table.optimize.compact()
-            table.vacuum(retention_hours=VACUUM_HOURS, dry_run=False, enforce_retention_duration=False)
+            table.vacuum(dry_run=False)
         except FAILURES as error:
             raise DamagedError(f"{shown(self._location)!r} can't be changed ({_line(error)}); try again") from error
         return int(found.get("num_deleted_rows") or 0)
