@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 
 from rankstill.errors import ConfigError, DamagedError
 from rankstill.event_log import PROPERTIES, EventLog
@@ -51,6 +52,48 @@ def test_two_writers_double_nothing_and_number_their_groups(tmp_path):
     rows = one.events.read()
     assert rows.select("event_id", "batch").rows() == [("e1", 0), ("e2", 1), ("e3", 2)]
     assert ids(other, after=0) == ["e2", "e3"]
+
+
+def test_what_is_kept_comes_into_the_table_once(tmp_path):
+    log = EventLog(str(tmp_path)).events
+    assert log.keep([event(1), event(2), event(1)], NOW) == [True, True, False]
+    assert log.keep([event(2), event(3, value=0.5)], NOW + timedelta(seconds=1)) == [False, True]
+    assert log.read().height == 0
+    log.settle()
+    assert log.keep([event(3), event(4)], NOW) == [False, True]
+    log.settle()
+    rows = log.read().select("event_id", "value", "received", "batch").rows()
+    later = NOW + timedelta(seconds=1)
+    assert rows == [("e1", None, NOW, 0), ("e2", None, NOW, 0), ("e3", 0.5, later, 0), ("e4", None, NOW, 1)]
+    log.settle()
+    assert log.last() == 1
+
+
+def test_what_a_writer_kept_outlives_it_and_nobody_else_takes_it_before(tmp_path):
+    one = EventLog(str(tmp_path))
+    one.events.keep([event(1), event(2)], NOW)
+    one.events.keep([event(3)], NOW)
+    one.impressions.keep([impression("r1", "a", "b")], NOW)
+    other = EventLog(str(tmp_path))
+    assert (ids(other), other.shown().height) == ([], 0)
+    assert other.events.add([event(1)], NOW) == [True]  # sent again to another writer
+    for log in (one.events, one.impressions):
+        log._journal.close()  # as the system does for those who die
+    (file,) = (tmp_path / "events" / "_journal").iterdir()
+    file.write_bytes(file.read_bytes()[:-20])  # e3, which was being written
+    last = EventLog(str(tmp_path))
+    assert (ids(last), last.shown()["item_id"].to_list()) == (["e1", "e2"], ["a", "b"])
+    assert DeltaTable(tmp_path / "events").to_pyarrow_table().num_rows == 2
+    assert not list((tmp_path / "events" / "_journal").iterdir())
+
+
+def test_a_row_that_no_table_takes_is_not_kept(tmp_path):
+    log = EventLog(str(tmp_path)).events
+    with pytest.raises(ValueError, match="at is missing"):
+        log.keep([event(1), event(2, at=None)], NOW)
+    assert log.keep([event(1)], NOW) == [True]
+    log.settle()
+    assert log.read()["event_id"].to_list() == ["e1"]
 
 
 def test_days_that_are_long_gone_are_not_remembered(tmp_path, monkeypatch):
@@ -170,7 +213,9 @@ def write_until_killed(folder: str, acknowledged: str) -> None:
     with Path(acknowledged).open("a") as file:
         for number in range(100_000):
             rows = [event(f"{os.getpid()}-{number}-{n}") for n in range(5)]
-            log.events.add(rows)
+            (log.events.add if number % 2 else log.events.keep)(rows)
+            if number % 5 == 0:
+                log.events.settle()
             if number % 7 == 0:
                 log.events.compact()
             file.writelines(f"{row['event_id']}\n" for row in rows)
@@ -192,7 +237,9 @@ def test_a_killed_writer_loses_and_doubles_nothing(tmp_path):
         assert writer.pid
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-    found, told = ids(EventLog(str(tmp_path / "log"))), acknowledged.read_text().splitlines()
+    EventLog(str(tmp_path / "log"))  # takes over what was kept
+    table = DeltaTable(tmp_path / "log" / "events").to_pyarrow_table()
+    found, told = table["event_id"].to_pylist(), acknowledged.read_text().splitlines()
     assert len(found) == len(set(found))
     assert set(told) <= set(found)
     assert len(set(found) - set(told)) <= 4 * 5  # what was stored, but not yet told

@@ -26,12 +26,23 @@ def event(number: int, **given) -> Event:
     )
 
 
+async def settled(groups: Groups) -> None:
+    """Wait until all that was taken is in the table."""
+    while groups._settling:
+        await asyncio.sleep(0.01)
+
+
 class Here:
     """A recorder in this process, behind what a handle to one offers."""
 
     def __init__(self, recorder: Recorder) -> None:
         for name in ("events", "impressions"):
             setattr(self, name, Here._Method(getattr(recorder, name)))
+        self._groups = (recorder._events, recorder._impressions)
+
+    async def settled(self) -> None:
+        for one in self._groups:
+            await settled(one)
 
     class _Method:
         def __init__(self, method) -> None:
@@ -52,6 +63,7 @@ def test_events_are_there_once_and_what_they_told(tmp_path):
         own = recording(tmp_path, KEPT)
         first = await own.events([event(1), event(2, event="dwell", value=3.5, position=0, user="ann")])
         again = await own.events([event(2), event(3), event(3)])
+        await own._handle.settled()
         return first, again
 
     assert asyncio.run(main()) == (2, 1)
@@ -75,13 +87,16 @@ def test_those_who_ask_at_once_are_written_together(tmp_path):
         return [{**event(n).model_dump(), "at": datetime.now(UTC)} for n in range(number, number + 10)]
 
     async def main():
-        groups = Groups(log)
-        return await asyncio.gather(*(groups.add(rows(n)) for n in range(60)))
+        groups, counts = Groups(log), 0
+        for first in (0, 30):
+            counts += sum(await asyncio.gather(*(groups.add(rows(n)) for n in range(first, first + 30))))
+            await settled(groups)
+        return counts
 
     counts = asyncio.run(main())
     found = log.read()
-    assert (sum(counts), found.height) == (69, 69)
-    assert found["batch"].n_unique() < 30
+    assert (counts, found.height) == (69, 69)
+    assert found["batch"].n_unique() == 2
 
 
 def test_what_can_not_be_stored_is_not_acknowledged(tmp_path):
@@ -91,9 +106,32 @@ def test_what_can_not_be_stored_is_not_acknowledged(tmp_path):
         groups = Groups(log)
         await groups.add([{**event(1).model_dump(), "at": None}])  # which no row may be without
 
-    with pytest.raises(Exception, match="at"):
+    with pytest.raises(ValueError, match="at is missing"):
         asyncio.run(main())
+    log.settle()
     assert log.read().height == 0
+
+
+def test_nothing_is_taken_while_the_table_can_not_be_written(tmp_path):
+    log = EventLog(str(tmp_path)).events
+    commits = tmp_path / "events" / "_delta_log"
+
+    async def main():
+        groups = Groups(log)
+        assert await groups.add([event(1).model_dump() | {"at": datetime.now(UTC)}]) == 1
+        commits.rename(tmp_path / "away")
+        commits.write_text("no folder")
+        await settled(groups)
+        with pytest.raises(DamagedError, match="can't be"):
+            await groups.add([event(2).model_dump() | {"at": datetime.now(UTC)}])
+        commits.unlink()
+        (tmp_path / "away").rename(commits)
+        await settled(groups)
+        assert await groups.add([event(3).model_dump() | {"at": datetime.now(UTC)}]) == 1
+        await settled(groups)
+
+    asyncio.run(main())
+    assert log.read()["event_id"].to_list() == ["e1", "e3"]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +168,7 @@ def shown(folder, kept: Kept, query: str = "Red  Drill", swap: int | None = None
         own.impression("r1", "ann", request, ranked([1, 0, 2], swap))
         while own._sender:
             await asyncio.sleep(0.05)
+        await own._handle.settled()
 
     asyncio.run(main())
     return EventLog(str(folder)).impressions.read()

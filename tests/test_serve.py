@@ -318,7 +318,10 @@ def test_feedback_is_stored_once(url, root):
         for body in (event, {"events": [event, {**event, "event_id": "e2", "event": "purchase"}]})
     ]
     assert answers == [{"stored": 1, "known": 0}, {"stored": 1, "known": 1}]
-    found = EventLog(str(root / "feedback")).events.read()
+    log, deadline = EventLog(str(root / "feedback")).events, time.monotonic() + 30
+    while (found := log.read()).height < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert sorted(found.select("event_id", "event", "position").rows()) == [("e1", "click", 0), ("e2", "purchase", 0)]
     assert httpx.post(f"{url}/v1/feedback", json={**event, "event": "look"}, timeout=30).status_code == 422
 
@@ -329,7 +332,7 @@ def test_what_was_shown_is_kept_and_joined_with_what_was_done(url, root):
     event = {"event_id": "e3", "event": "click", "request_id": answer["request_id"], "position": 1}
     assert httpx.post(f"{url}/v1/feedback", json=event, timeout=30).json()["stored"] == 1
     log, deadline = EventLog(str(root / "feedback")), time.monotonic() + 30
-    while (found := log.shown().filter(pl.col("request_id") == answer["request_id"])).height == 0:
+    while not (found := log.shown().filter(pl.col("request_id") == answer["request_id"]))["clicked"].any():
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert found["clicked"].to_list() == [False, True, False]

@@ -1,13 +1,14 @@
 """What was shown and what shoppers did, in two Delta Lake tables: written in groups, each event once.
 
 A group is a commit with a number of its own (a Delta transaction), one more than the last. A writer that doesn't know
-the last group, because another process wrote it, fails, looks, and tries again without what is there. What `add`
-returned from is on disk.
+the last group, because another process wrote it, fails, looks, and tries again without what is there. What `add` or
+`keep` returned from is on disk; what is kept comes into the table with the next `settle`, of this writer or, where that
+died, of whoever opens the table next.
 """
 
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from rankstill.errors import ConfigError, DamagedError
+from rankstill.journal import Journal, sync
 from rankstill.merging import RETENTION, merge, merge_aside
 from rankstill.schema import EVENTS, IMPRESSIONS
 from rankstill.text import digest
@@ -47,6 +49,7 @@ class Log:
             DamagedError: what is there can't be read.
         """
         self._schema, self._key, self._location = schema, key, location
+        self._row_schema = pa.schema([field for field in schema if field.name not in ("batch", "day")])
         self._local = Path(location) if "://" not in location else None
         try:
             if self._local:
@@ -64,7 +67,48 @@ class Log:
         """Keys by the day on which they were stored."""
         self._last = -1
         self._since_compaction = 0
+        self._journal = Journal(self._local / "_journal", self._row_schema) if self._local else None
+        self._kept: set[bytes] = set()
+        """Keys of what is in the journal."""
         self._look()
+        self.settle()
+
+    def keep(self, rows: Sequence[Row], now: datetime | None = None) -> list[bool]:
+        """Have rows on disk, whence `settle` takes them into the table; which are new. At a URL they are added.
+
+        Raises:
+            DamagedError: they can't be written.
+            ValueError: a row lacks what it can't be without.
+        """
+        now = now or datetime.now(UTC)
+        if self._journal is None:
+            return self.add(rows, now)
+        fresh: dict[bytes, None] = {}
+        keys = [_hash(row[self._key]) for row in rows]
+        new = [key not in self._kept and self._is_new(key, fresh) for key in keys]
+        added = [{"received": now, **row} for row, is_new in zip(rows, new, strict=True) if is_new]
+        table = pa.Table.from_pylist(added, schema=self._row_schema)
+        for field in self._row_schema:
+            if not field.nullable and table[field.name].null_count:
+                raise ValueError(f"{field.name} is missing in a row")
+        if added:
+            with self._told("can't be written to", "free space, or restore it"):
+                self._journal.append(table)
+        self._kept.update(fresh)
+        return new
+
+    def settle(self, now: datetime | None = None) -> None:
+        """Take into the table what was kept, also by writers who are gone. Raises what `add` does."""
+        if self._journal is None:
+            return
+        for rows in self._journal.take_over():
+            self.add(rows.to_pylist(), now)
+        self._kept.clear()
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether anything was kept since `settle` began."""
+        return self._journal is not None and self._journal.open
 
     def add(self, rows: Sequence[Row], now: datetime | None = None) -> list[bool]:
         """Append rows; which of them are new. They are on disk when this returns.
@@ -103,19 +147,18 @@ class Log:
         """Append one group; False where somebody else was faster."""
         batch = self._last + 1
         common = {"received": now, "batch": batch, "day": now.date().isoformat()}
-        table = pa.Table.from_pylist([{**row, **common} for row in rows], schema=self._schema)
+        table = pa.Table.from_pylist([{**common, **row} for row in rows], schema=self._schema)
         transaction = CommitProperties(app_transactions=[Transaction(APP, batch)])
         delta = self._table  # which a compaction replaces
-        try:
-            write_deltalake(delta, table, mode="append", commit_properties=transaction)
-        except CommitFailedError:
-            return False
-        except FAILURES as error:
-            if self._is_behind(delta):  # of commits whose files are gone, Delta tells otherwise
+        with self._told("can't be written to", "free space, or restore it"):
+            try:
+                write_deltalake(delta, table, mode="append", commit_properties=transaction)
+            except CommitFailedError:
                 return False
-            raise DamagedError(
-                f"{shown(self._location)!r} can't be written to ({_line(error)}); free space, or restore it"
-            ) from error
+            except DeltaError:
+                if self._is_behind(delta):  # of commits whose files are gone
+                    return False
+                raise
         self._last = batch
         self._since_compaction += 1
         if self._local:
@@ -142,7 +185,7 @@ class Log:
 
     def _look(self) -> None:
         """Learn what others wrote."""
-        try:
+        with self._told("can't be read", "restore it"):
             self._table.update_incremental()
             seen = self._table.transaction_version(APP)
             if self._remember:
@@ -153,8 +196,6 @@ class Log:
                     days.setdefault(day, []).append(_hash(key))
                 for day, keys in days.items():
                     self._learn(day, keys)
-        except FAILURES as error:
-            raise DamagedError(f"{shown(self._location)!r} can't be read ({_line(error)}); restore it") from error
         self._last = -1 if seen is None else seen
 
     def last(self) -> int:
@@ -170,13 +211,11 @@ class Log:
         Raises:
             DamagedError: the table can't be read.
         """
-        try:
+        with self._told("can't be read", "restore it"):
             self._table.update_incremental()
             bounds = [("batch", ">", after), *([("batch", "<=", upto)] if upto is not None else [])]
             named = [*dict.fromkeys([*columns, self._key, "batch"])] if columns else self._schema.names
             table = self._table.to_pyarrow_table(filters=bounds, columns=named)
-        except FAILURES as error:
-            raise DamagedError(f"{shown(self._location)!r} can't be read ({_line(error)}); restore it") from error
         found = pl.DataFrame(pl.from_arrow(table.select(named)))
         return found.sort("batch", maintain_order=True).unique(self._key, keep="first", maintain_order=True)
 
@@ -189,13 +228,19 @@ class Log:
         """
         what = f"\"user\" = '{user}'" if user else f"day < '{before}'"
         table = DeltaTable(self._location)
-        try:
+        with self._told("can't be changed", "try again"):
             found = table.delete(what)
             table.optimize.compact()
             table.vacuum(dry_run=False)
-        except FAILURES as error:
-            raise DamagedError(f"{shown(self._location)!r} can't be changed ({_line(error)}); try again") from error
         return int(found.get("num_deleted_rows") or 0)
+
+    @contextmanager
+    def _told(self, what: str, remedy: str) -> Iterator[None]:
+        """Failures of disks, networks and Delta in a line."""
+        try:
+            yield
+        except FAILURES as error:
+            raise DamagedError(f"{shown(self._location)!r} {what} ({_line(error)}); {remedy}") from error
 
 
 class EventLog:
@@ -280,8 +325,4 @@ def _sync(folder: Path, version: int) -> None:
     added = [one["add"]["path"] for one in map(json.loads, commit.read_text().splitlines()) if "add" in one]
     files = [folder / path for path in added]
     for path in (*files, *{file.parent for file in files}, commit, commit.parent):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from deltalake import DeltaTable
 
+from rankstill.event_log import EventLog
 from tests.benchmarks.serving import free_port, load_command, server
 
 
@@ -54,7 +55,11 @@ def main() -> None:
 
 
 def stored_ids(log: str | os.PathLike[str]) -> list[str]:
-    """Of every row of the table of events, as it is; `EventLog` would tell each once."""
+    """Of every row of the table of events, as it is; `EventLog` would tell each once.
+
+    It is opened before, which takes into the table what a writer that died had on disk.
+    """
+    EventLog(str(log))
     return DeltaTable(f"{log}/events").to_pyarrow_table(columns=["event_id"])["event_id"].to_pylist()
 
 

@@ -38,6 +38,7 @@ from rankstill.configfile import load_config
 from rankstill.loop import Loop
 from rankstill.registry import Registry
 from rankstill.simulation import SimulatedShop
+from serve.recorder import SETTLE_SECONDS
 from tests.benchmarks.events import stored_ids
 
 CONFIG = "jobs/configs/tiny.yaml"
@@ -146,6 +147,7 @@ def reached(job: "Job", loop: Loop, place: int) -> int:
 
 def outcome(config: Config, shoppers: "Shoppers") -> list[str]:
     """What became of events, champion and versions."""
+    time.sleep(4 * SETTLE_SECONDS)
     stored = stored_ids(config.storage.feedback_log)
     lost, doubled = shoppers.acknowledged - set(stored), len(stored) - len(set(stored))
     registry, loop = Registry(config.storage.folder), Loop(config.storage.folder, "shop")
