@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from rankstill.cluster import share_of
@@ -17,3 +21,27 @@ def test_all_threads_are_shared_out():
     share = share_of(Resources(device="cpu"))
     assert share.workers == 1
     assert share.actors[0] * share.actor_cpus == share.worker_cpus
+
+
+WAITS = """
+import time
+from rankstill.cli import run_command
+from rankstill.cluster import connect
+
+def main():
+    connect()
+    print("connected", flush=True)
+    time.sleep(100)
+
+run_command(main)
+"""
+
+
+def test_a_command_that_is_terminated_says_so_in_a_line():
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", WAITS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as process:
+        assert process.stdout.readline() == "connected\n"
+        process.terminate()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (130, "interrupted; the same command continues where this one stopped\n")

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from dataclasses import dataclass
 
 import ray
@@ -37,6 +39,8 @@ def connect() -> None:
     A local cluster asks for a token, as Ray does by default; RAY_AUTH_MODE is left alone, since setting it after
     ray's import changes the cluster but not this client.
 
+    SIGTERM is a KeyboardInterrupt from then on, where Ray would print its stack.
+
     Raises:
         RunError: the cluster doesn't answer or can't be started.
     """
@@ -53,6 +57,8 @@ def connect() -> None:
         reason = " ".join(str(error).split())[:200]
         where = f"RAY_ADDRESS={address!r} doesn't answer" if address else "a local Ray cluster doesn't start"
         raise RunError(f"{where} ({reason}); start a cluster with `ray start --head` and set RAY_ADDRESS") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def leave() -> None:
