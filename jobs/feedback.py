@@ -105,7 +105,7 @@ def import_log(arguments: "argparse.Namespace") -> None:
                 columns = yaml.safe_load(arguments.columns) or {}
             except yaml.YAMLError:
                 columns = None
-            if not isinstance(columns, dict):
+            if not isinstance(columns, dict) or not all(isinstance(one, str) and one for one in columns.values()):
                 raise ConfigError(f"--columns is {arguments.columns!r}; give a map, such as '{{request_id: session}}'")
             found = read_flat(arguments.log, columns, now)
         else:
@@ -164,7 +164,8 @@ def opened(arguments: "argparse.Namespace", make: bool) -> "EventLog":
     from rankstill.event_log import EventLog
     from rankstill.trees import below, shown
 
-    if not make and not DeltaTable.is_deltatable(below(arguments.where, "impressions")):
+    tables = [below(arguments.where, name) for name in ("impressions", "events")]
+    if not make and not all(map(DeltaTable.is_deltatable, tables)):
         place = shown(arguments.where)
         raise InputError(f"LOG is {place!r}, where nothing was kept; give <root>/feedback of an endpoint")
     return EventLog(arguments.where)

@@ -4,7 +4,9 @@ import math
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from rankstill.text import MOST_POSITION, in_utc
 
 Document = str | dict[str, Any]
 """A text, or an object of item fields; `id` is that of an item whose vectors may be known ahead."""
@@ -90,13 +92,13 @@ class Event(BaseModel):
     """Of the ranking that showed it."""
     query: Annotated[str, Field(max_length=10_000)] | None = None
     """What the shopper had typed, where there is no request_id."""
-    position: Annotated[int, Field(ge=0)] | None = None
+    position: Annotated[int, Field(ge=0, le=MOST_POSITION)] | None = None
     """At which the item was shown, from 0."""
     value: float | None = None
     """Seconds of a dwell, price of a purchase."""
     user: Annotated[str, Field(max_length=200)] | None = None
     """Key of the shopper."""
-    at: datetime | None = None
+    at: Annotated[datetime, AfterValidator(in_utc)] | None = None
     """When; the time of arrival where absent."""
 
     @model_validator(mode="after")
@@ -117,6 +119,13 @@ class Feedback(BaseModel):
 
     events: Annotated[list[Event], Field(min_length=1, max_length=1000)]
     """In any order."""
+
+
+OneOrMany = Annotated[
+    Annotated[Feedback, Tag("Feedback")] | Annotated[Event, Tag("Event")],
+    Discriminator(lambda given: "Feedback" if isinstance(given, dict) and "events" in given else "Event"),
+]
+"""A body of feedback; what is wrong with it is told of the one that it is meant as."""
 
 
 class FeedbackAnswer(BaseModel):

@@ -25,6 +25,7 @@ from rankstill.cluster import connect, dashboard
 from rankstill.config import Serve
 from rankstill.configfile import load_config
 from rankstill.errors import AddressError, ConfigError
+from rankstill.event_log import EventLog
 from rankstill.progress import Reporter
 from rankstill.registry import find_version
 from rankstill.served import Served, Version
@@ -289,6 +290,7 @@ def main() -> None:
     settings = config.serve
     require_free(settings.host, settings.port)
     root, feedback = str(config.storage.folder), config.storage.feedback
+    EventLog(config.storage.feedback_log)  # before replicas fail on it
     given = whole_config(BuildArguments(model=arguments.model, root=root, feedback=feedback, **settings.model_dump()))
     stop = threading.Event()
     with Reporter() as reporter:

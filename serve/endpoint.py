@@ -16,9 +16,9 @@ from rankstill.text import encodable, normalise
 from serve.answers import rerank_answer, tei_answer
 from serve.api import (
     Document,
-    Event,
     Feedback,
     FeedbackAnswer,
+    OneOrMany,
     Problem,
     RerankAnswer,
     RerankTei,
@@ -134,7 +134,7 @@ class Endpoint:
         api.post("/v1/feedback", response_model=FeedbackAnswer, responses=_PROBLEMS)(self.feedback)
         api.get("/v1/models")(self.models)
         loop = LoopRoutes(self._settings.root, lambda: self.traffic.served.name)
-        api.get("/v1/loop")(loop.show)
+        api.get("/v1/loop", responses={503: _PROBLEMS[503]})(loop.show)
         api.post("/v1/loop", responses={code: _PROBLEMS[code] for code in (403, 404, 422)})(loop.want)
         api.get("/healthz")(self.healthz)
         api.get("/readyz", responses={503: _PROBLEMS[503]})(self.readyz)
@@ -194,7 +194,7 @@ class Endpoint:
         ranked = await self._rank(request, body, list(body.texts), None, "")
         return tei_answer(body, ranked)
 
-    async def feedback(self, body: Feedback | Event) -> Response:
+    async def feedback(self, body: OneOrMany) -> Response:
         """Take what shoppers did, one event or many; it is on disk when this answers."""
         events = body.events if isinstance(body, Feedback) else [body]
         stored = await self._recording.events(events)

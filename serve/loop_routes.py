@@ -7,6 +7,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from rankstill.errors import DamagedError
 from rankstill.loop import Loop
 from serve.api import LoopOrder
 from serve.wire import JSON, encoded
@@ -24,7 +25,10 @@ class LoopRoutes:
         where there is none.
         """
         loop = self._loop()
-        told = loop.told() if loop else dict.fromkeys(("state", "control", "curve"))
+        try:
+            told = loop.told() if loop else dict.fromkeys(("state", "control", "curve"))
+        except DamagedError as error:
+            raise HTTPException(503, "the loop's files can't be read; jobs.deploy loop tells which") from error
         return Response(encoded(told), media_type=JSON)
 
     async def want(self, request: Request, body: LoopOrder) -> Response:

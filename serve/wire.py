@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from rankstill.text import encodable, render_item
-from serve.api import Document
+from serve.api import Document, Event, Feedback
 from serve.guard import problem
 
 JSON = "application/json"
@@ -81,9 +81,12 @@ async def on_invalid(request: Request, error: Exception) -> Response:
     """A body that isn't JSON, or whose fields are unknown or mistyped."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    told = f"{place}: {first['msg']}"
-    if not place or first["type"] == "json_invalid":
+    place = ".".join(str(part) for part in first["loc"] if part not in ("body", Event.__name__, Feedback.__name__))
+    given, message = first.get("input"), first["msg"].removeprefix("Value error, ")
+    shown = given[:100] if isinstance(given, str) else given
+    value = f" is {shown!r}" if isinstance(given, str | int | float) else ""
+    told = f"{place}{value}: {message}" if place else message
+    if first["type"] == "json_invalid" or not (place or first["type"] == "value_error"):
         told = "body: no JSON object; send one, with content-type: application/json"
     return problem(422, told, request.url.path)
 

@@ -91,6 +91,8 @@ def test_a_row_that_no_table_takes_is_not_kept(tmp_path):
     log = EventLog(str(tmp_path)).events
     with pytest.raises(ValueError, match="at is missing"):
         log.keep([event(1), event(2, at=None)], NOW)
+    with pytest.raises(OverflowError):  # Arrow can hold it, and Python can't read it back
+        log.keep([event(1), event(2, at=datetime.fromisoformat("0001-01-01T00:00:00+14:00"))], NOW)
     assert log.keep([event(1)], NOW) == [True]
     log.settle()
     assert log.read()["event_id"].to_list() == ["e1"]

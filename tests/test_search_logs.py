@@ -61,6 +61,10 @@ def test_the_same_log_gives_the_same_events(tmp_path):
         (row("", 0, "a"), "session is missing"),
         (row("s1", 0, "a", at="yesterday"), "time is 'yesterday', neither ISO 8601"),
         (row("s1", 0, "a", at=1e300), "time is 1e"),
+        (row("s1", 0, "a", at="0001-01-01T00:00:00+14:00"), "time is '0001-01-01T00:00:00+14:00'"),
+        (row("s1", 0, "a", at=True), "time is True"),
+        (row("s1", 3_000_000_000, "a"), "position is 3000000000"),
+        (row("s1", 1e30, "a"), "position is 1e+30"),
     ],
 )
 def test_rows_that_can_not_be_used_are_told(tmp_path, bad, says):
@@ -100,6 +104,8 @@ def test_user_behaviour_insights(tmp_path):
             {"query_id": "q1", "action_name": "purchase", "event_attributes": object_},
             {"query_id": "q1", "action_name": "mouse_move"},
             {"query_id": "q9", "action_name": "click", "event_attributes": object_},
+            {"query_id": "q1", "action_name": "click", "event_attributes": {"object": "b"}},
+            {"query_id": "q1", "action_name": "click", "event_attributes": [object_]},
         ],
     )
     found = read_ubi(str(queries), str(events), NOW)
@@ -107,4 +113,9 @@ def test_user_behaviour_insights(tmp_path):
     assert (one["query"], one["user"], one["at"].day) == ("drill", user_digest("ann"), 1)
     assert [(item["item_id"], item["position"]) for item in one["items"]] == [("a", 0), ("b", 1)]
     assert [(event["event"], event["item_id"]) for event in found.events] == [("click", "b"), ("purchase", "b")]
-    assert [line.partition(": ")[0] for line in found.bad] == ["queries.jsonl:2", "events.jsonl:4"]
+    assert [line.partition(": ")[0] for line in found.bad] == [
+        "queries.jsonl:2",
+        "events.jsonl:4",
+        "events.jsonl:5",
+        "events.jsonl:6",
+    ]

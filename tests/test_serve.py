@@ -323,7 +323,23 @@ def test_feedback_is_stored_once(url, root):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert sorted(found.select("event_id", "event", "position").rows()) == [("e1", "click", 0), ("e2", "purchase", 0)]
-    assert httpx.post(f"{url}/v1/feedback", json={**event, "event": "look"}, timeout=30).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"event": "look"}, "event is 'look': Input should be 'click', 'add_to_cart'"),
+        ({"position": 2**31}, "position is 2147483648: Input should be less"),
+        ({"at": "0001-01-01T00:00:00+14:00"}, "at is '0001-01-01T00:00:00+14:00': no time from 1970 to 2199; give one"),
+        ({"request_id": None}, "neither request_id nor query is given; give one"),
+        ({"events": [{}]}, "events.0.event_id: Field required"),
+    ],
+)
+def test_what_is_wrong_with_an_event_is_told(url, given, says):
+    event = {"event_id": "e1", "event": "click", "item_id": "a7", "request_id": "mine", "position": 0}
+    answer = httpx.post(f"{url}/v1/feedback", json={**event, **given}, timeout=30)
+    assert answer.status_code == 422
+    assert answer.json()["message"].startswith(says)
 
 
 def test_what_was_shown_is_kept_and_joined_with_what_was_done(url, root):
@@ -521,6 +537,13 @@ def test_shoppers_decide_about_a_challenger(url, serving, root):
     }
     assert httpx.post(f"{url}/v1/loop", json={"order": "explode"}).status_code == 422
     loop.want(pinned=False)
+    (root / "loop" / "shop.curve.json").write_text("{")
+    broken = httpx.get(f"{url}/v1/loop")
+    assert (broken.status_code, broken.json()["message"]) == (
+        503,
+        "the loop's files can't be read; jobs.deploy loop tells which",
+    )
+    loop.draw(curve(log.outcomes()))
     endpoint = Endpoint(serving, lambda _: None)
     endpoint.promote(Version(version="shop/1", app="shop-1", fields=("title", "brand")), window=3600)
     registry.promote("shop/1", "test")

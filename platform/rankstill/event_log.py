@@ -88,6 +88,7 @@ class Log:
         new = [key not in self._kept and self._is_new(key, fresh) for key in keys]
         added = [{"received": now, **row} for row, is_new in zip(rows, new, strict=True) if is_new]
         table = pa.Table.from_pylist(added, schema=self._row_schema)
+        table.to_pylist()  # or `settle` couldn't do it, for these rows and all beside them
         for field in self._row_schema:
             if not field.nullable and table[field.name].null_count:
                 raise ValueError(f"{field.name} is missing in a row")

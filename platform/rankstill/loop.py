@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from rankstill.canary import Tally
 from rankstill.errors import DamagedError
@@ -101,6 +101,12 @@ class State(Part):
         return self.model_copy(update={"decisions": [*self.decisions, one][-DECISIONS:]})
 
 
+class Curve(RootModel[dict[str, Any] | None]):
+    """How shoppers take to the versions, as `curve` tells it."""
+
+    root: dict[str, Any] | None = None
+
+
 class Control(Part):
     """What people want of it."""
 
@@ -152,8 +158,7 @@ class Loop:
 
     def told(self) -> dict[str, Any]:
         """Everything, for those who look."""
-        path = self._path("curve")
-        curve = json.loads(path.read_bytes()) if path.exists() else None
+        curve = self._read("curve", Curve).root
         return {"state": self.state.model_dump(mode="json"), "control": self.control.model_dump(), "curve": curve}
 
     def want(self, **changes: Any) -> Control:
@@ -175,7 +180,10 @@ class Loop:
         try:
             return kind.model_validate_json(path.read_bytes()) if path.exists() else kind()
         except (OSError, ValidationError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise DamagedError(
                 f"{str(path)!r} can't be read ({reason}); restore it, or remove it to begin anew"
             ) from error

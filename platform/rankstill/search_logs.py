@@ -7,7 +7,7 @@ from typing import Any
 
 from rankstill.errors import DataError
 from rankstill.reading import Row, list_files, read_rows, short_name
-from rankstill.text import digest, normalise_query, user_digest
+from rankstill.text import MOST_POSITION, digest, in_utc, normalise_query, user_digest
 
 COLUMNS = ("request_id", "query", "item_id", "position", "clicked")
 OPTIONAL = ("at", "user", "model_version", "text")
@@ -72,7 +72,7 @@ def read_flat(path: str, columns: Mapping[str, str], now: datetime) -> SearchLog
     """
     if unknown := set(columns) - {*COLUMNS, *OPTIONAL}:
         raise DataError(
-            f"--columns: {sorted(unknown)[0]!r} is none of {', '.join((*COLUMNS, *OPTIONAL))}; use these as keys"
+            f"--columns: {min(map(str, unknown))!r} is none of {', '.join((*COLUMNS, *OPTIONAL))}; use these as keys"
         )
     names = {name: columns.get(name, name) for name in (*COLUMNS, *OPTIONAL)}
     found, requests = SearchLog(), {}
@@ -84,11 +84,11 @@ def read_flat(path: str, columns: Mapping[str, str], now: datetime) -> SearchLog
                 raise ValueError(f"{names[name]} is missing")
         at, position = _time(given["at"], now), _position(given["position"])
         clicked = _truth(given["clicked"], names["clicked"])
-        request_id = str(given["request_id"])
+        request_id, text = str(given["request_id"]), None if given["text"] is None else str(given["text"])
         if request_id not in requests:
             requests[request_id] = _impression(request_id, str(given["query"]), at, given["user"])
             requests[request_id]["model_version"] = str(given["model_version"] or FOREIGN)
-        item = {"item_id": str(given["item_id"]), "text": given["text"], "position": position, "score": None}
+        item = {"item_id": str(given["item_id"]), "text": text, "position": position, "score": None}
         requests[request_id]["items"].append(item)
         if clicked:
             found.events.append(_event("click", requests[request_id], item["item_id"], at))
@@ -128,8 +128,7 @@ def read_ubi(queries: str, events: str, now: datetime) -> SearchLog:
         kind = ACTIONS.get(str(given.get("action_name")))
         if kind is None:
             return
-        attributes = given.get("event_attributes") or {}
-        item = (attributes.get("object") or {}).get("object_id")
+        item = _inside(_inside(given.get("event_attributes"), "object"), "object_id")
         impression = requests.get(str(given.get("query_id")))
         if impression is None or item in (None, ""):
             raise ValueError("query_id is of no query, or event_attributes.object.object_id is missing")
@@ -159,12 +158,16 @@ def _event(kind: str, impression: Mapping[str, Any], item_id: str, at: datetime)
     return {**known, "user": impression["user"]}
 
 
+def _inside(record: Any, name: str) -> Any:
+    return record.get(name) if isinstance(record, dict) else None
+
+
 def _position(value: Any) -> int:
     try:
         position = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         position = -1
-    if position < 0:
+    if not 0 <= position <= MOST_POSITION:
         raise ValueError(f"position is {value!r}, no whole number from 0")
     return position
 
@@ -181,9 +184,8 @@ def _time(value: Any, now: datetime) -> datetime:
     if value in (None, ""):
         return now
     try:
-        if isinstance(value, int | float):
-            return datetime.fromtimestamp(value / 1000 if value > 1e11 else value, UTC)
-        found = datetime.fromisoformat(str(value))
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return in_utc(datetime.fromtimestamp(value / 1000 if value > 1e11 else value, UTC))
+        return in_utc(datetime.fromisoformat(str(value)))
     except (ValueError, OverflowError, OSError) as error:
         raise ValueError(f"time is {value!r}, neither ISO 8601 nor seconds since 1970") from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -1,9 +1,10 @@
-"""Item fields to model input text, and the identity of a pair."""
+"""Item fields to model input text, the identity of a pair, and what else comes in as tables keep it."""
 
 import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 import polars as pl
 
@@ -70,3 +71,20 @@ def made_id(text: str) -> str:
 def pair_id(query: str, text: str) -> str:
     """128-bit identity of a pair, from the normalised query and the rendered item text."""
     return digest(query, text)
+
+
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+MOST_POSITION = 2**31 - 1
+"""Of an item that was shown: what tables hold of it."""
+
+
+def in_utc(at: datetime) -> datetime:
+    """A time as tables keep it; one without a zone is in UTC.
+
+    Raises:
+        ValueError: it is before 1970, or after 2199.
+    """
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    if not EARLIEST <= at < LATEST:
+        raise ValueError("no time from 1970 to 2199; give one in ISO 8601")
+    return at.astimezone(UTC)
