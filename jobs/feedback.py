@@ -49,6 +49,10 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=POSITIONS, metavar="N", help="show: positions (10)")
     parser.add_argument("--json", action="store_true", help="show: print JSON")
     arguments = parser.parse_intermixed_args()
+    if not 0 <= arguments.max_bad_rows <= 1:
+        parser.error(f"--max-bad-rows is {arguments.max_bad_rows}; give a share, from 0 to 1")
+    if arguments.positions < 1:
+        parser.error(f"--positions is {arguments.positions}; give 1 or more")
     ACTIONS[arguments.action](arguments)
 
 
@@ -97,7 +101,8 @@ def import_log(arguments: "argparse.Namespace") -> None:
     from rankstill.search_logs import groups, read_flat, read_ubi
 
     now = datetime.now(UTC)
-    if bool(arguments.log) == bool(arguments.ubi_queries and arguments.ubi_events):
+    given = [bool(one) for one in (arguments.log, arguments.ubi_queries, arguments.ubi_events)]
+    if given not in ([True, False, False], [False, True, True]):
         raise ConfigError("import takes --log, or --ubi-queries and --ubi-events; give one of these")
     with Reporter() as reporter:
         if arguments.log:
@@ -133,8 +138,10 @@ def forget(arguments: "argparse.Namespace") -> None:
 
 def prune(arguments: "argparse.Namespace") -> None:
     """Delete old days."""
+    if not arguments.before:
+        raise ConfigError("prune takes --before, the first day that stays, such as 2026-01-31")
     try:
-        day = date.fromisoformat(arguments.before or "")
+        day = date.fromisoformat(arguments.before)
     except ValueError:
         raise ConfigError(f"--before is {arguments.before!r}; give a day, such as 2026-01-31") from None
     delete(arguments, before=day.isoformat())
@@ -151,6 +158,7 @@ def compact(arguments: "argparse.Namespace") -> None:
     log = opened(arguments, make=False)
     for table in (log.impressions, log.events):
         table.compact()
+    print("small files are merged")
 
 
 def opened(arguments: "argparse.Namespace", make: bool) -> "EventLog":

@@ -5,6 +5,7 @@ python -m serve.keys --file keys.yaml --name search-backend --role rank --role f
 
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import time
@@ -145,7 +146,7 @@ def main() -> None:
     parser.add_argument("--role", action="append", choices=ROLES, help="what it is for (default: rank); repeatable")
     parser.add_argument("--requests-per-second", type=float, default=0.0, help="more are refused; 0 is no limit")
     arguments = parser.parse_args()
-    if not arguments.name.strip() or arguments.requests_per_second < 0:
+    if not arguments.name.strip() or not 0 <= arguments.requests_per_second < math.inf:
         raise ConfigError("--name needs a word, and --requests-per-second a number of 0 or more")
     print(add_key(arguments.file, arguments.name, tuple(arguments.role or ["rank"]), arguments.requests_per_second))
 

@@ -59,7 +59,11 @@ def test_a_log_is_imported_once_shown_and_forgotten(search_log, tmp_path):
         (("import", "new", "--log", "x", "--columns", "{1: b, a: c}"), "--columns: '1' is none of request_id"),
         (("import", "new", "--log", "x", "--columns", "{request_id: [a]}"), "--columns is '{request_id: [a]}'; give"),
         (("import", "new", "--log", "x", "--columns", "{request_id: }"), "--columns is '{request_id: }'; give a map"),
+        (("import", "new", "--log", "x", "--ubi-queries", "y"), "takes --log, or --ubi-queries and --ubi-events"),
+        (("import", "new", "--log", "x", "--max-bad-rows", "nan"), "--max-bad-rows is nan; give a share, from 0 to 1"),
+        (("show", "nowhere", "--positions", "0"), "--positions is 0; give 1 or more"),
         (("forget", "nowhere"), "forget takes --user"),
+        (("prune", "nowhere"), "prune takes --before"),
         (("prune", "nowhere", "--before", "soon"), "--before is 'soon'; give a day"),
     ],
 )
