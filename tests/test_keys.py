@@ -81,3 +81,13 @@ def test_the_command_adds_keys_and_refuses_a_name_twice(tmp_path, monkeypatch, c
     with pytest.raises(ConfigError, match="'shop' is in"):
         main()
     assert len(yaml.safe_load(path.read_text())["keys"]) == 1
+
+
+@pytest.mark.parametrize("rate", ["-1", "nan", "inf"])
+def test_a_rate_that_is_none_makes_no_key(tmp_path, monkeypatch, rate):
+    path = tmp_path / "keys.yaml"
+    words = ["serve.keys", "--file", str(path), "--name", "shop", f"--requests-per-second={rate}"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(ConfigError, match="a number of 0 or more"):
+        main()
+    assert not path.exists()
