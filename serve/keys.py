@@ -146,8 +146,10 @@ def main() -> None:
     parser.add_argument("--role", action="append", choices=ROLES, help="what it is for (default: rank); repeatable")
     parser.add_argument("--requests-per-second", type=float, default=0.0, help="more are refused; 0 is no limit")
     arguments = parser.parse_args()
-    if not arguments.name.strip() or not 0 <= arguments.requests_per_second < math.inf:
-        raise ConfigError("--name needs a word, and --requests-per-second a number of 0 or more")
+    if not arguments.name.strip():
+        raise ConfigError("--name is empty; give a word")
+    if not 0 <= arguments.requests_per_second < math.inf:
+        raise ConfigError(f"--requests-per-second is {arguments.requests_per_second:g}; give a number of 0 or more")
     print(add_key(arguments.file, arguments.name, tuple(arguments.role or ["rank"]), arguments.requests_per_second))
 
 
