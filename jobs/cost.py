@@ -1,9 +1,11 @@
 """What labelling would cost, from a sample that is really scored."""
 
+import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from rankstill.encoders import find_encoder
@@ -20,6 +22,8 @@ from rankstill.trees import open_tree
 
 SAMPLE = {"cpu": 512, "cuda": 16_384}
 """Pairs that are scored, by device."""
+NEIGHBOURS = 64
+"""Pairs of a sample that stand together."""
 HEADER = ["model", "pairs", "stored", "to score", "tokens", "pairs/s", "hours", "cost"]
 
 
@@ -106,13 +110,24 @@ def _cost(run: Run, model: TeacherModel, stands: bool, pairs: pl.DataFrame, asid
         missing = pl.concat(parts) if parts else pairs.clear()
     tokens, rate = 0, 0.0
     if missing.height:
-        sample = missing.sample(min(missing.height, SAMPLE[run.share.device]), seed=0)
+        sample = neighbours(missing, SAMPLE[run.share.device])
         told = _score(run, labeller, sample, aside)
         tokens = round(told["tokens"] / sample.height * missing.height)
         rate = sample.height / told["seconds"] * run.share.actors[0]
     name = Path(model.folder).name if stands else f"{run.config.teacher.model or run.config.teacher.base} (stands in)"
     price = run.config.resources.price_per_hour
     return Cost(name, pairs.height, pairs.height - missing.height, tokens, rate, price)
+
+
+def neighbours(pairs: pl.DataFrame, rows: int) -> pl.DataFrame:
+    """About so many of the pairs, in runs of neighbours by text.
+
+    Labelling goes by text, and sentence encoders encode what occurs again only once: in a sample of pairs from anywhere
+    hardly any text would.
+    """
+    runs = np.random.default_rng(0).permutation(math.ceil(pairs.height / NEIGHBOURS))[: rows // NEIGHBOURS]
+    places = pl.int_range(pl.len()) // NEIGHBOURS
+    return pairs.sort("text", maintain_order=True).filter(places.is_in(runs.tolist()))
 
 
 def _score(run: Run, labeller: Labeller, sample: pl.DataFrame, aside: Path) -> dict:

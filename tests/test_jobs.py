@@ -14,7 +14,7 @@ import pytest
 from builders import judgement, tiny_cross_encoder, write_jsonl
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from jobs.cost import labelling_cost
+from jobs.cost import labelling_cost, neighbours
 from jobs.evaluate import evaluate_files
 from jobs.index import index_items
 from jobs.pipeline import run_until
@@ -469,6 +469,15 @@ def test_dry_run_tells_the_cost_in_int8_of_what_is_not_stored(made, config):
     assert cost.row()[-1] == f"{cost.missing / cost.pairs_per_second:,.2f}"
     (stored,) = labelling_cost(Run(config, Reporter()), prepared)
     assert (stored.stored, stored.missing, stored.hours) == (cost.pairs, 0, 0.0)
+
+
+def test_a_sample_to_be_timed_repeats_texts_as_labelling_does():
+    pairs = pl.DataFrame({"text": [f"item {row % 1000:03}" for row in range(5000)], "pair_id": range(5000)})
+    sample = neighbours(pairs, 512)
+    assert sample.height in range(512 - 64, 513)
+    assert sample["pair_id"].is_unique().all()
+    assert sample["text"].n_unique() < sample.height / 4, "each item stands in five pairs"
+    assert neighbours(pairs.head(70), 512).height == 70, "a small file is taken whole"
 
 
 def test_judgements_that_measure_nothing_are_refused(tmp_path):
