@@ -21,8 +21,8 @@ from rankstill.cross_encoder import TokenisedPairs
 from rankstill.item_index import MANIFEST, ItemEncoder, ItemIndex, open_index
 from rankstill.scoring import PairScorer
 from rankstill.text import digest, normalise, normalise_query
+from rankstill.vector_cache import VectorCache
 from serve.batcher import Batcher, Overloaded, TooLate
-from serve.item_cache import ItemCache
 from serve.messages import Refusal, ScoreRequest, Scores
 from serve.replica import RankerSettings
 
@@ -161,7 +161,7 @@ class TowerStudent(Student):
         torch.set_num_threads(settings.threads)
         self._encoder = ItemEncoder(artifact.encoder())
         self._budget = settings.token_budget
-        self._cache = ItemCache(settings.cache_bytes)
+        self._cache = VectorCache(settings.cache_bytes)
         self._hash = artifact.manifest["files"][WEIGHTS]["sha256"]
         self._folder = Path(settings.index) if settings.index else None
         self._index: ItemIndex | None = None
@@ -201,7 +201,7 @@ class TowerStudent(Student):
         """Compare all documents with the query."""
         vectors = list(work.vectors)
         if found is not None:
-            self._cache.put(work.keys, found)
+            self._cache.put(work.keys, found.astype(np.float16))
             for place, one in zip(work.places, found, strict=True):
                 vectors[place] = one
         return self._encoder.compare(work.query, np.stack([one for one in vectors if one is not None]))

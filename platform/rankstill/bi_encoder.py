@@ -17,6 +17,10 @@ from rankstill.errors import ModelError
 from rankstill.runtimes import PROBES, Engine, openvino_engine
 from rankstill.scoring import Work, is_bfloat16, plan_batches
 from rankstill.towers import is_tower
+from rankstill.vector_cache import VectorCache
+
+TOKEN_BUDGET = 2048
+"""Padded tokens of a forward pass where the caller doesn't say."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,10 @@ class BiEncoder:
     work: Work = field(default_factory=Work)
     engine: Engine | None = None
     """What gives hidden states [B, L, D] in torch's place."""
+    queries: VectorCache | None = None
+    """Vectors of earlier calls' queries, where these come again and again."""
 
-    def encode(self, texts: Sequence[str], token_budget: int = 8192) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], token_budget: int = TOKEN_BUDGET) -> NDArray[np.float32]:
         """Unit vectors of texts, [B, D]."""
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, verbose=False)["input_ids"]
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
@@ -71,14 +77,26 @@ class BiEncoder:
         )
         return replace(self, engine=engine)
 
-    def score(self, queries: Sequence[str], texts: Sequence[str]) -> NDArray[np.float64]:
+    def score(
+        self, queries: Sequence[str], texts: Sequence[str], token_budget: int = TOKEN_BUDGET
+    ) -> NDArray[np.float64]:
         """Cosine of each pair, [B]; a text that occurs again is encoded once."""
-        left, right = self._encode_distinct(queries), self._encode_distinct(texts)
+        asked, query_of_B = _distinct(queries)
+        items, item_of_B = _distinct(texts)
+        left = self._encode_queries(asked, token_budget)[query_of_B]
+        right = self.encode(items, token_budget)[item_of_B]
         return np.einsum("bd,bd->b", left, right).astype(np.float64)
 
-    def _encode_distinct(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        distinct, places = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
-        return self.encode(distinct.tolist())[places]
+    def _encode_queries(self, queries: list[str], token_budget: int) -> NDArray[np.float32]:
+        if self.queries is None:
+            return self.encode(queries, token_budget)
+        kept = zip(queries, self.queries.get(queries), strict=True)
+        known = {query: vector for query, vector in kept if vector is not None}
+        if new := [query for query in queries if query not in known]:
+            vectors = self.encode(new, token_budget)
+            self.queries.put(new, vectors)
+            known.update(zip(new, vectors, strict=True))
+        return np.stack([known[query] for query in queries])
 
     def _pool(self, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         if self.pooling == "cls":
@@ -107,6 +125,12 @@ def load_bi_encoder(
     dtype = torch.bfloat16 if is_bfloat16(precision, device) else torch.float32
     model = model.to(device=torch.device(device), dtype=dtype).eval()
     return BiEncoder(model, tokenizer, _pooling(folder, field), min(max_length or longest, longest))
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The texts, each once, and the place of each given one among them, [B]."""
+    distinct, places = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
+    return distinct.tolist(), places
 
 
 def _pooling(folder: Path, field: str) -> str:

@@ -61,7 +61,9 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
     if _is_sentence_encoder(folder):
         bi_encoder = load_bi_encoder(str(folder), field, device)
         count = sum(parameter.numel() for parameter in bi_encoder.model.parameters())
-        return Ranker(name, lambda p: bi_encoder.score(p["query"].to_list(), p["text"].to_list()), count, size)
+        return Ranker(
+            name, lambda p: bi_encoder.score(p["query"].to_list(), p["text"].to_list(), token_budget), count, size
+        )
     encoder = artifact.encoder() if artifact else load_cross_encoder(folder, field)
     precision = "auto" if device.startswith("cuda") else "float32"  # on CPUs the same scores everywhere
     scorer = torch_scorer(encoder, device, precision, token_budget)

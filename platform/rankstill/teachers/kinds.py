@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,12 @@ from rankstill.errors import ConversionError, ModelError
 from rankstill.losses import expected_gain_logit
 from rankstill.scoring import PairScorer, Work, onnx_forward, openvino_scorer, torch_scorer
 from rankstill.teachers.causal import load_causal
+from rankstill.vector_cache import VectorCache
 
 Kind = Literal["cross", "bi", "causal"]
 Runtime = Literal["auto", "torch", "openvino"]
+QUERY_BYTES = 1 << 28
+"""Of the queries' vectors that a sentence encoder keeps: 87,000 of 768 numbers."""
 Score = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
 
 
@@ -111,7 +114,9 @@ def _load(
     if model.kind == "bi":
         bi = load_bi_encoder(model.folder, field, device, "float32" if vino else precision, model.max_length)
         bi = bi.in_openvino(threads, precision) if vino else bi
-        return LoadedTeacher(bi.model, _one_at_a_time(bi.score), bi.work)
+        bi = replace(bi, queries=VectorCache(QUERY_BYTES))  # blocks of pairs go by item
+        score = _one_at_a_time(lambda queries, texts: bi.score(queries, texts, token_budget))
+        return LoadedTeacher(bi.model, score, bi.work)
     if model.kind == "causal":
         causal = load_causal(model.folder, field, device, precision, model.max_length, model.prompt, model.answers)
         logits = _one_at_a_time(lambda queries, texts: causal.logits(queries, texts, token_budget))

@@ -1,4 +1,4 @@
-"""Vectors of items that were encoded before, up to a number of bytes; what was used least lately goes first."""
+"""Vectors of texts that were encoded before, up to a number of bytes; what was used least lately goes first."""
 
 import threading
 from collections import OrderedDict
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Vectors = NDArray[np.float16]
+Vectors = NDArray[np.floating]
 
 
-class ItemCache:
-    """Vectors [M, W] by key, in half precision."""
+class VectorCache:
+    """Vectors, of any shape, by key."""
 
     def __init__(self, bytes_at_most: int) -> None:
         self._kept: OrderedDict[str, Vectors] = OrderedDict()
@@ -31,12 +31,12 @@ class ItemCache:
             self.hits += len(keys) - missing
         return found
 
-    def put(self, keys: Sequence[str], vectors_BMW: NDArray[np.float32]) -> None:
-        """Keep vectors, and let go of as many others as that takes."""
+    def put(self, keys: Sequence[str], vectors: Vectors) -> None:
+        """Keep a vector of each key, and let go of as many others as that takes."""
         with self._turn:
-            for key, one in zip(keys, vectors_BMW, strict=True):
+            for key, one in zip(keys, vectors, strict=True):
                 if key not in self._kept:
-                    self._kept[key] = one.astype(np.float16)
+                    self._kept[key] = one.copy()
                     self._left -= self._kept[key].nbytes
             while self._left < 0:
                 self._left += self._kept.popitem(last=False)[1].nbytes
