@@ -113,7 +113,7 @@ def test_rejected_pairs_are_not_missing(store, tmp_path):
     assert ids(store) == []
 
 
-@pytest.mark.parametrize(("rows", "depth"), [(0, 0), (250_000, 0), (250_001, 1), (4_000_000, 1), (4_000_001, 2)])
+@pytest.mark.parametrize(("rows", "depth"), [(0, 0), (1_000_000, 0), (1_000_001, 1), (16_000_000, 1), (16_000_001, 2)])
 def test_buckets_hold_a_bounded_number_of_pairs(rows, depth):
     assert bucket_depth(rows) == depth
 

@@ -17,7 +17,7 @@ from pyarrow import fs
 from rankstill.schema import LABELS
 from rankstill.trees import local_folder, read_bytes, write_whole
 
-BUCKET_ROWS = 250_000
+BUCKET_ROWS = 1_000_000
 """Pairs that one process holds at a time: there are as many buckets as this takes."""
 HEX = "0123456789abcdef"
 
