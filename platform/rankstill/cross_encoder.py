@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class TokenisedPairs:
     segment_ids: list[Ids]
     truncated: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def lengths_B(self) -> NDArray[np.int64]:
         """Tokens of each pair."""
         return np.fromiter(map(len, self.input_ids), dtype=np.int64, count=len(self.input_ids))
