@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.quality --config FILE --out FOLDER [--recipe NAME ...] [dotted.key=value ...]
 
-The teacher is taught, or taken from where it stands, and labels the lists; then each recipe trains the student of the
+The teacher is taught, or taken from where it stands, and labels lists and test pairs; then each recipe trains the student of the
 config `--seeds` times for `--steps` steps. Students choose nothing on test queries: the last step counts. Finished
 trainings stand in the output folder, so that a run that was stopped goes on. Intervals are over test queries, each
 with its mean over seeds; differences are paired by query.
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from rankstill.bm25 import score_pairs
 from rankstill.cli import format_table
@@ -27,7 +29,7 @@ from rankstill.objective import Objective
 from rankstill.progress import Reporter
 from rankstill.rankers import load_ranker
 from rankstill.steps.fit import Fit, fit, history
-from rankstill.steps.label import Labelled, label
+from rankstill.steps.label import Labelled, label, labels_of, open_labellers
 from rankstill.steps.prepare import prepare_data
 from rankstill.steps.run import Run
 from rankstill.steps.teach import Taught, judged_split, label_max, teach
@@ -102,7 +104,9 @@ def main() -> None:
                     )
                     scored = score(folder / "model", test)
                     write_json(folder / "done.json", {"pairs_per_second": rate, "scores": scored})
-        report = summarise(arguments, test, taught, run)
+        # Labelling scored the test pairs too.
+        labels = labels_of(run, taught, open_labellers(run, prepared, taught), test, prepared.key)
+        report = summarise(arguments, test, scores_of(test, labels))
     write_json(arguments.out / "quality.json", report)
     print(f"{len(arguments.recipes)} recipes, {arguments.seeds} seeds, {arguments.steps} steps; test split")
     print(format_table(table_rows(report)))
@@ -166,12 +170,14 @@ def score(folder: Path, test: pl.DataFrame) -> list[float]:
     return load_ranker(str(folder), "student", folder).score(test).tolist()
 
 
-def summarise(arguments: argparse.Namespace, test: pl.DataFrame, taught: Taught, run: Run) -> dict[str, Any]:
+def scores_of(pairs: pl.DataFrame, labels: pl.DataFrame) -> NDArray[np.float32]:
+    """The teacher's score of each pair."""
+    return pairs.join(labels, on="pair_id", how="left", maintain_order="left")["score"].to_numpy()
+
+
+def summarise(arguments: argparse.Namespace, test: pl.DataFrame, teacher_B: NDArray[np.float32]) -> dict[str, Any]:
     """Metrics of every recipe, all test queries and source by source, and differences to the first recipe."""
-    references = {
-        "teacher": [load_ranker(str(taught.folder), "teacher", run.root).score(test)],
-        "BM25": [score_pairs(test)],
-    }
+    references = {"teacher": [teacher_B], "BM25": [score_pairs(test)]}
     tables, rates = {}, {}
     for name in arguments.recipes:
         done = [
