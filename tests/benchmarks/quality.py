@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.quality --config FILE --out FOLDER [--recipe NAME ...] [dotted.key=value ...]
 
-The teacher is taught, or taken from where it stands, and labels lists and test pairs; then each recipe trains the student of the
-config `--seeds` times for `--steps` steps. Students choose nothing on test queries: the last step counts. Finished
-trainings stand in the output folder, so that a run that was stopped goes on. Intervals are over test queries, each
-with its mean over seeds; differences are paired by query.
+The teacher is taught, or taken from where it stands, and labels lists and test pairs; then each recipe trains the
+student of the config `--seeds` times for `--steps` steps. Students choose nothing on test queries: the last step
+counts. Finished trainings stand in the output folder, so that a run that was stopped goes on. Intervals are over test
+queries, each with its mean over seeds; differences are paired by query.
 """
 
 import argparse
