@@ -34,6 +34,8 @@ METRIC = "ndcg@10"
 EVAL_TOKENS = 8192
 CPU_GROUP = 32
 """Pairs of one forward pass on a CPU, which is kept busy by them, and pays for padding with time."""
+CPU_GROUP_OF_EMBEDDINGS = 96
+"""The same for a model that is mostly embeddings: each pass adds up a gradient for all of their rows."""
 COURSE = "course.json"
 NOT_MEASURED = -1.0
 """Metric of a checkpoint within an epoch, which is never the best."""
@@ -214,7 +216,7 @@ class Learner:
         self._engine, self._encoder, self._lists, self._job, self._steps = engine, encoder, lists, job, steps
         self._matcher = matcher
         one_pass = matcher is not None or job.device != "cpu" or job.train.zero_stage == 3
-        self._group = 1 << 30 if one_pass else CPU_GROUP
+        self._group = 1 << 30 if one_pass else _pairs_of_a_pass(encoder)
         self._teacher_tokens = None
         if matcher is not None and not matcher.same_tokens:
             self._teacher_tokens = read_lists(Path(job.train_lists), matcher.teacher).tokens
@@ -268,6 +270,12 @@ class Learner:
         if self._matcher:
             loss = loss + self._matcher.loss(passes[0], *seen)
         return loss
+
+
+def _pairs_of_a_pass(encoder: CrossEncoder) -> int:
+    layers = encoder.model.num_parameters(exclude_embeddings=True)
+    embeddings = encoder.model.num_parameters() - layers
+    return CPU_GROUP_OF_EMBEDDINGS if embeddings > 2 * layers else CPU_GROUP
 
 
 def evaluate(engine: Any, encoder: CrossEncoder, valid: TokenisedLists, rank: int, workers: int) -> float:

@@ -1,0 +1,129 @@
+"""What a sweep says that its students take, against a plain timing that shares no code with it.
+
+    python -m tests.benchmarks.latencies --sweep STORAGE_ROOT/sweeps/KEY [--candidates 50] [--students 3]
+
+Of the cross-encoders that the sweep timed, so many are timed again, from the quickest to the slowest: the tokenizers
+library, and ONNX Runtime (int8) or OpenVINO (float32) on the exported model, one after the other in a process each.
+Rankings and what is told of them are the sweep's: 9 parts of 100 rankings of candidates that are drawn from the valid
+queries' pairs, and the median of their p50 and p99. A machine that does anything else beside it tells nothing.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from rankstill.artifacts import load_artifact
+from rankstill.cli import format_table
+from rankstill.steps.teach import judged_split
+from rankstill.timing import choose_rankings
+from tune.trials import TrialFiles, Variant, variants_of
+
+PARTS, PART = 9, 100
+
+
+def main() -> None:
+    """Choose students, time each in a process of its own, and print both timings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", type=Path, metavar="FOLDER")
+    parser.add_argument("--candidates", type=int, default=50)
+    parser.add_argument("--students", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="sweep.measure_cpus of the sweep")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.alone:
+        print(json.dumps(_time(**json.load(sys.stdin))))
+        return
+    if arguments.sweep is None or not (arguments.sweep / "trials").is_dir():
+        parser.error(f"--sweep is {str(arguments.sweep)!r}; give the folder of a sweep, STORAGE_ROOT/sweeps/KEY")
+    rows = [["student", "form", "p50 ms", "plain", "ratio", "p99 ms", "plain", "ratio"]]
+    for variant in _spread(arguments.sweep, arguments.candidates, arguments.students):
+        told = variant.timing["latency"][str(arguments.candidates)]
+        found = _time_alone(variant, arguments.sweep, arguments.candidates, arguments.threads)
+        row = [variant.trial, f"{variant.precision}, {variant.runtime}"]
+        for name in ("p50_ms", "p99_ms"):
+            row += [f"{told[name]:.1f}", f"{found[name]:.1f}", f"{told[name] / found[name]:.2f}"]
+        rows.append(row)
+    print(format_table(rows))
+
+
+def _spread(sweep: Path, candidates: int, count: int) -> list[Variant]:
+    """So many of the cross-encoders that were timed, evenly from the quickest to the slowest."""
+    timed = [one for one in variants_of(TrialFiles(sweep).all()) if load_artifact(one.folder).family == "cross"]
+    timed.sort(key=lambda one: one.p99_ms(candidates))
+    return [timed[place] for place in sorted({*np.linspace(0, len(timed) - 1, count).round().astype(int).tolist()})]
+
+
+def _time_alone(variant: Variant, sweep: Path, candidates: int, threads: int) -> dict[str, float]:
+    artifact = load_artifact(variant.folder)
+    data = artifact.manifest["made_from"]["data"]
+    pairs = judged_split(pl.read_parquet(sweep.parents[1] / "data" / data / "pairs.parquet"), "valid")
+    queries, texts = (pairs[name].unique(maintain_order=True).to_list() for name in ("query", "text"))
+    drawn = choose_rankings(queries, texts, max(map(int, variant.timing["latency"])))
+    given = {
+        "folder": variant.artifact,
+        "runtime": variant.runtime,
+        "threads": threads,
+        "max_length": artifact.manifest["max_length"],
+        "rankings": [[query, list(found)[:candidates]] for query, found in drawn],
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.latencies", "--alone"],
+        input=json.dumps(given),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+    )
+    return json.loads(done.stdout)
+
+
+def _time(
+    folder: str, runtime: str, threads: int, max_length: int, rankings: list[tuple[str, list[str]]]
+) -> dict[str, float]:
+    """p50 and p99 of ranking, in milliseconds."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    tokenizer.enable_padding()
+    model = str(Path(folder, "model.onnx"))
+    if runtime == "onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        names = [entry.name for entry in session.get_inputs()]
+        run = lambda inputs: session.run(None, inputs)[0]  # noqa: E731
+    else:
+        import openvino
+
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+        compiled = openvino.Core().compile_model(model, "CPU", options)
+        names = [entry.any_name for entry in compiled.inputs]
+        run = lambda inputs: compiled(inputs)[0]  # noqa: E731
+
+    def rank(query: str, texts: list[str]) -> None:
+        encoded = tokenizer.encode_batch([(query, text) for text in texts])
+        fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+        run({name: np.array([getattr(one, fields[name]) for one in encoded], dtype=np.int64) for name in names})
+
+    taken_PR = np.empty((PARTS, PART))
+    for part in range(PARTS):
+        for place in range(-10 if part == 0 else 0, PART):
+            query, texts = rankings[place % len(rankings)]
+            start = time.perf_counter()
+            rank(query, texts)
+            taken_PR[part, max(place, 0)] = 1000 * (time.perf_counter() - start)
+    return {"p50_ms": float(np.median(taken_PR)), "p99_ms": float(np.median(np.percentile(taken_PR, 99, axis=1)))}
+
+
+if __name__ == "__main__":
+    main()
