@@ -13,6 +13,8 @@ from rankstill.errors import ConfigError, RunError
 
 PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Of Ray Train, which starts a process for each training that asks whether the nodes are to be taken away."""
+HEALTH_CHECK = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+"""Of Ray Train, whose controller takes what workers report so often; until then they wait with their next report."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def connect() -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             os.environ.setdefault(PREEMPTION, "0")
+            os.environ.setdefault(HEALTH_CHECK, "0.3")
             ray.init(address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

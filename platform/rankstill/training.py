@@ -24,10 +24,9 @@ from rankstill.engine import load_tensors, make_engine, one_precision, whole_wei
 from rankstill.errors import RunError
 from rankstill.features import PROJECTIONS, FeatureMatcher
 from rankstill.metrics import per_query
-from rankstill.model_config import Train
-from rankstill.objective import Objective
 from rankstill.schema import ProgressEvent
 from rankstill.scoring import plan_batches
+from rankstill.train_job import TrainJob
 
 METRIC = "ndcg@10"
 """What validation chooses by: the mean over validation queries."""
@@ -39,31 +38,6 @@ CPU_GROUP_OF_EMBEDDINGS = 96
 COURSE = "course.json"
 NOT_MEASURED = -1.0
 """Metric of a checkpoint within an epoch, which is never the best."""
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """What a worker needs to know; plain values, since it crosses processes."""
-
-    task: str
-    """Name shown with progress."""
-    initial: str
-    """Folder of the model before training."""
-    train_lists: str
-    """Parquet file (schema LISTS) to learn from."""
-    valid_lists: str
-    """Parquet file (schema LISTS) to choose the best epoch on."""
-    max_length: int
-    train: Train
-    objective: Objective
-    device: str
-    """cpu or cuda."""
-    threads: int
-    """CPU threads of one worker."""
-    teacher: str = ""
-    """Folder of the teacher that runs beside the student, where the objective compares what is inside."""
-    mailbox: Any = None
-    """Handle of a relay's mailbox, where progress goes."""
 
 
 @dataclass

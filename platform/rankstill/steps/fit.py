@@ -34,7 +34,8 @@ from rankstill.quiet import QuietLock
 from rankstill.relay import relay
 from rankstill.steps.run import Run
 from rankstill.storage import write_json
-from rankstill.training import COURSE, METRIC, NOT_MEASURED, TrainJob, learn, train_worker
+from rankstill.train_job import TrainJob
+from rankstill.training import COURSE, METRIC, NOT_MEASURED, learn, train_worker
 
 METRICS = "metrics.json"
 
