@@ -3,7 +3,9 @@
 import dataclasses
 import os
 import re
+import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import polars as pl
 import pytest
 import ray
 from ray.exceptions import WorkerCrashedError
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from safetensors.torch import load_file
 
 from rankstill.configfile import parse_config
@@ -145,6 +148,31 @@ def test_a_killed_worker_continues_within_the_epoch_as_if_nothing_had_been(tmp_p
         calls.unlink()
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+
+
+class KillsBeforeTheFirstStep(WorkerGroupCallback):
+    """Kills a worker once it has come up, when it isn't told yet what to do; and again, so often."""
+
+    def __init__(self, calls: Path, kills: int) -> None:
+        self._calls, self._kills = calls, kills
+
+    def after_worker_group_start(self, worker_group):
+        with self._calls.open("a") as stream:
+            stream.write("x")
+        if self._calls.stat().st_size <= self._kills:
+            os.kill(worker_group.get_workers()[0].metadata.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("kills", "goes_on"), [(1, True), (2, False)])
+def test_a_worker_killed_before_its_first_step_is_a_failure_like_any_other(tmp_path, kills, goes_on):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    train = Train(epochs=1, lists=4, learning_rate=1e-2, max_failures=1)
+    given, callback = plan("killed", train, Objective(HARD, 3.0)), KillsBeforeTheFirstStep(tmp_path / "calls", kills)
+    (tmp_path / "out").mkdir()
+    with nullcontext() if goes_on else pytest.raises(RunError, match=r"worker's process died.*run again to continue"):
+        fit(run_in(tmp_path, 1), tiny_encoder(), given, tmp_path / "out", callbacks=[callback])
+    assert (tmp_path / "calls").stat().st_size == 2
+    assert (tmp_path / "out" / "history.json").exists() == goes_on
 
 
 def _here(folder: Path, encoder: CrossEncoder, given: Fit) -> list[float]:

@@ -1,7 +1,7 @@
 """The loop that trains teachers and students: candidate lists, a DeepSpeed engine, evaluation, checkpoints.
 
-Ray Train starts one `train_worker` a worker; every rank runs the same code on CPU (gloo) and GPU (NCCL). A trial of a
-sweep runs the same loop in its own process.
+Every worker of Ray Train runs it, the same code on CPU (gloo) and GPU (NCCL); a trial of a sweep runs it in its own
+process.
 """
 
 import json
@@ -106,11 +106,6 @@ class TrainLink:
     def turn(self) -> AbstractContextManager[None]:
         """Nothing is waited for."""
         return nullcontext()
-
-
-def train_worker(config: dict[str, TrainJob]) -> None:
-    """The loop of one worker (`train_loop_per_worker`); `config` holds one TrainJob under "job"."""
-    learn(config["job"], TrainLink())
 
 
 def learn(job: TrainJob, link: Link) -> None:

@@ -9,15 +9,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed as dist
+from ray.exceptions import RayActorError
 from ray.train import (
     CheckpointConfig,
+    ControllerError,
     FailureConfig,
+    Result,
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
@@ -33,9 +37,10 @@ from rankstill.objective import Objective
 from rankstill.quiet import QuietLock
 from rankstill.relay import relay
 from rankstill.steps.run import Run
+from rankstill.steps.worker import GiveBack, train_worker
 from rankstill.storage import write_json
 from rankstill.train_job import TrainJob
-from rankstill.training import COURSE, METRIC, NOT_MEASURED, learn, train_worker
+from rankstill.training import COURSE, METRIC, NOT_MEASURED, learn
 
 METRICS = "metrics.json"
 
@@ -72,7 +77,9 @@ def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path, callbacks: Sequen
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     with relay(run.reporter) as mailbox:
         job = _job(folder, encoder, plan, share.device, share.worker_cpus, mailbox)
-        trainer = TorchTrainer(
+        told: Any = [GiveBack(), *callbacks]  # the annotation knows of callbacks for users only
+        trainer = partial(
+            TorchTrainer,
             train_worker,
             train_loop_config={"job": job},
             scaling_config=ScalingConfig(
@@ -83,29 +90,40 @@ def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path, callbacks: Sequen
             run_config=RunConfig(
                 name="ray",
                 storage_path=str(folder),
-                callbacks=list(callbacks),
+                callbacks=told,
                 failure_config=FailureConfig(max_failures=plan.train.max_failures),
                 checkpoint_config=CheckpointConfig(
                     num_to_keep=1, checkpoint_score_attribute=METRIC, checkpoint_score_order="max"
                 ),
             ),
         )
-        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
-            result = trainer.fit()
+            result = _fit(trainer, plan.train.max_failures)
         except TrainingFailedError as error:
             raise _cause(error) from error
-        except SystemExit as stop:  # how Ray's own handler, which `fit` installs and leaves behind, ends an interrupt
-            raise KeyboardInterrupt from stop
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, on_interrupt)
     best = result.get_best_checkpoint(METRIC, "max") if plan.best else result.checkpoint
     if best is None or result.checkpoint is None:
         raise RunError(f"{plan.task}: the run in {str(folder)!r} left no checkpoint; remove that folder and run again")
     with best.as_directory() as chosen, result.checkpoint.as_directory() as last:
         _finish(Path(chosen), Path(last), out)
     shutil.rmtree(folder)
+
+
+def _fit(trainer: Callable[[], TorchTrainer], failures: int) -> Result:
+    """Fit, and go on where a worker died while it was handed what to do, which Ray Train takes for its own failure."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    while True:
+        try:
+            return trainer().fit()
+        except SystemExit as stop:  # how Ray's own handler, which `fit` installs and leaves behind, ends an interrupt
+            raise KeyboardInterrupt from stop
+        except ControllerError as error:
+            if failures == 0 or not isinstance(error.controller_failure, RayActorError):
+                raise
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_interrupt)
+        failures -= 1
 
 
 def fit_here(
@@ -211,10 +229,16 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 def _cause(error: TrainingFailedError) -> RankstillError:
     """The error that a worker raised on purpose, or a one-line account of what stopped it."""
-    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+    if isinstance(error, ControllerError):
+        failures = [error.controller_failure]
+    else:
+        failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
     for failure in failures:
         original = getattr(failure, "_base_exc", failure)
         if isinstance(original, RankstillError):
             return original
-    reason = " ".join(str(failures[0] if failures else error).split())[-300:]
+    if any(isinstance(failure, RayActorError) for failure in failures):
+        reason = "a worker's process died, of want of memory perhaps"
+    else:
+        reason = " ".join(str(failures[0]).split())[-300:]
     return RunError(f"training stopped: {reason}; run again to continue at the last checkpoint")
