@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import polars as pl
 import pytest
@@ -6,8 +8,17 @@ from builders import TEXTS, tiny_cross_encoder
 
 from rankstill import item_index
 from rankstill.cross_encoder import CrossEncoder
-from rankstill.errors import ConfigError, ModelError
-from rankstill.item_index import KnownItemScorer, append_items, create_index, encode_items, missing_items, open_index
+from rankstill.errors import ConfigError, ConversionError, ModelError
+from rankstill.item_index import (
+    ItemEncoder,
+    KnownItemScorer,
+    append_items,
+    create_index,
+    encode_items,
+    fast_item_encoder,
+    missing_items,
+    open_index,
+)
 from rankstill.model_config import Student
 from rankstill.scoring import torch_scorer
 from rankstill.students import make_student
@@ -29,7 +40,7 @@ def filled(folder, encoder: CrossEncoder, items: pl.DataFrame = ITEMS):
 
 def added(index, encoder: CrossEncoder, items: pl.DataFrame):
     missing = missing_items(index, items)
-    blocks = (encode_items(encoder, block["text"].to_list()) for block in missing.iter_slices(2))
+    blocks = (encode_items(ItemEncoder(encoder), block["text"].to_list()) for block in missing.iter_slices(2))
     return append_items(index, missing, blocks)
 
 
@@ -38,12 +49,35 @@ def test_known_items_score_as_their_texts(tmp_path, family):
     encoder = student(family)
     index = filled(tmp_path / "index", encoder)
     expected = torch_scorer(encoder, "cpu", "float32", 512).score(["red drill"] * len(TEXTS), TEXTS)
-    found = KnownItemScorer(encoder, open_index(index.folder, "test", "hash")).score(
+    found = KnownItemScorer(ItemEncoder(encoder), open_index(index.folder, "test", "hash")).score(
         "red drill", ITEMS["item_id"].to_list()
     )
     assert found == pytest.approx(expected, abs=0.1), "int8 costs little"
     assert np.ptp(expected) > 0.5
-    assert np.isnan(KnownItemScorer(encoder, index).score("lamp", ["i0", "absent"])).tolist() == [False, True]
+    assert np.isnan(KnownItemScorer(ItemEncoder(encoder), index).score("lamp", ["i0", "absent"])).tolist() == [
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("family", ["bi", "late"])
+def test_openvino_encodes_what_torch_encodes_in_several_threads_too(family):
+    plain, fast = ItemEncoder(student(family)), fast_item_encoder(student(family), 1)
+    assert fast._engine is not None
+    vectors = plain.items(plain.tokenise(TEXTS), 64)
+    assert fast.items(fast.tokenise(TEXTS), 64) == pytest.approx(vectors, abs=1e-4)
+    expected = [plain.compare(query, vectors) for query in TEXTS]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fast.compare, TEXTS * 20, [vectors] * 20 * len(TEXTS)))
+    assert np.array(found) == pytest.approx(np.array(expected * 20), abs=1e-3)
+
+
+def test_what_openvino_cant_run_is_encoded_in_torch(monkeypatch):
+    def refuse(*_):
+        raise ConversionError("OpenVINO can't convert the model; use torch")
+
+    monkeypatch.setattr(ItemEncoder, "in_openvino", refuse)
+    assert fast_item_encoder(student(), 1)._engine is None
 
 
 def test_quantised_vectors_are_off_by_half_a_step_at_most():
@@ -62,8 +96,8 @@ def test_an_item_is_encoded_once_and_again_where_it_changed(tmp_path):
     changed = ITEMS.with_columns(text=pl.when(item_id="i2").then(pl.lit("oak chair")).otherwise("text"))
     more = pl.concat([changed, pl.DataFrame({"item_id": ["i9"], "text": ["a new lamp"]})])
     assert sorted(missing_items(index, more)["item_id"]) == ["i2", "i9"]
-    before = KnownItemScorer(encoder, index)
-    after = KnownItemScorer(encoder, added(index, encoder, more))
+    before = KnownItemScorer(ItemEncoder(encoder), index)
+    after = KnownItemScorer(ItemEncoder(encoder), added(index, encoder, more))
     old, new = before.score("oak chair", ["i0", "i2"]), after.score("oak chair", ["i0", "i2"])
     assert old[0] == new[0]
     assert new[1] > old[1] + 0.1
@@ -78,7 +112,7 @@ def test_an_update_that_is_cut_short_changes_nothing(tmp_path):
     index = filled(tmp_path / "index", encoder, ITEMS.head(3))
 
     def broken():
-        yield encode_items(encoder, [TEXTS[3]])
+        yield encode_items(ItemEncoder(encoder), [TEXTS[3]])
         raise OSError("disk full")
 
     missing = missing_items(index, ITEMS)
@@ -87,9 +121,11 @@ def test_an_update_that_is_cut_short_changes_nothing(tmp_path):
     reopened = open_index(index.folder, "test")
     assert reopened.items.equals(index.items)
     whole = added(reopened, encoder, ITEMS)
-    found = KnownItemScorer(encoder, whole).score("lamp", ITEMS["item_id"].to_list())
+    found = KnownItemScorer(ItemEncoder(encoder), whole).score("lamp", ITEMS["item_id"].to_list())
     assert found == pytest.approx(
-        KnownItemScorer(encoder, filled(tmp_path / "new", encoder)).score("lamp", ITEMS["item_id"].to_list())
+        KnownItemScorer(ItemEncoder(encoder), filled(tmp_path / "new", encoder)).score(
+            "lamp", ITEMS["item_id"].to_list()
+        )
     )
 
 
@@ -100,7 +136,7 @@ def test_compacting_drops_what_no_item_has(tmp_path):
     assert (small.manifest["rows"], index.manifest["rows"]) == (3, 5)
     assert (tmp_path / "small" / "vectors.i8").stat().st_size == 3 * 4 * 16
     ids = ["i0", "i1", "i2", "i3", "i4"]
-    scores = [KnownItemScorer(encoder, one).score("drill", ids) for one in (index, small)]
+    scores = [KnownItemScorer(ItemEncoder(encoder), one).score("drill", ids) for one in (index, small)]
     assert np.array_equal(*scores, equal_nan=True)
     assert np.isnan(scores[0]).tolist() == [False, True, False, True, False]
 
@@ -123,14 +159,14 @@ def test_a_damaged_index_is_refused(tmp_path, damage):
 
 def test_a_cross_encoder_has_no_item_vectors():
     with pytest.raises(ConfigError, match="family cross, which has no item vectors"):
-        encode_items(tiny_cross_encoder(), ["lamp"])
+        encode_items(ItemEncoder(tiny_cross_encoder()), ["lamp"])
 
 
 def test_vectors_dont_depend_on_what_is_encoded_beside(tmp_path):
     encoder = student()
-    together = encode_items(encoder, TEXTS, token_budget=64)
+    together = encode_items(ItemEncoder(encoder), TEXTS, token_budget=64)
     with torch.inference_mode():
-        alone = [encode_items(encoder, [text]) for text in TEXTS]
+        alone = [encode_items(ItemEncoder(encoder), [text]) for text in TEXTS]
     for place, one in enumerate(alone):
         assert np.abs(together.bytes_BMW[place].astype(int) - one.bytes_BMW[0]).max() <= 1
 

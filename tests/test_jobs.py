@@ -26,7 +26,7 @@ from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
 from rankstill.errors import DataError, GateError, InputError
 from rankstill.exporting import export_artifact
-from rankstill.item_index import KnownItemScorer, open_index
+from rankstill.item_index import ItemEncoder, KnownItemScorer, open_index
 from rankstill.label_care import compare, verify
 from rankstill.labels import open_store
 from rankstill.lineage import lineage
@@ -305,7 +305,7 @@ def test_items_of_a_late_student_are_indexed_and_kept_up_to_date(made, config, t
     done = index_items(config, str(artifact.folder), str(items), out, prune=False)
     assert (done["items"], done["encoded"]) == (len(rows), len(rows))
     ids, texts = [row["item_id"] for row in rows], [row["title"] for row in rows]
-    scores = KnownItemScorer(artifact.encoder(), open_index(out, "test")).score("drill", ids)
+    scores = KnownItemScorer(ItemEncoder(artifact.encoder()), open_index(out, "test")).score("drill", ids)
     assert scores == pytest.approx(artifact.scorer().score(["drill"] * len(ids), texts), abs=0.2)
     assert abs(scores - artifact.scorer().score(["drill"] * len(ids), texts)).mean() < 0.05
     write_jsonl(items, [*rows[1:-1], {"item_id": rows[-1]["item_id"], "title": "something else"}])

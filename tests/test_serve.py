@@ -31,6 +31,7 @@ from rankstill.errors import AddressError, ModelError
 from rankstill.event_log import EventLog
 from rankstill.exporting import export_artifact
 from rankstill.item_index import (
+    ItemEncoder,
     ItemIndex,
     KnownItemScorer,
     append_items,
@@ -568,14 +569,14 @@ def test_items_are_scored_from_an_index_that_changes(url, root):
 
     def add(index: ItemIndex, *names: str) -> ItemIndex:
         missing = missing_items(index, pl.DataFrame({"item_id": names, "text": [f"{name} drill" for name in names]}))
-        return append_items(index, missing, [encode_items(late, missing["text"].to_list())])
+        return append_items(index, missing, [encode_items(ItemEncoder(late), missing["text"].to_list())])
 
     index = add(index, "red", "blue")
     arguments = BuildArguments(model="shop/2", root=str(root), replicas=1, index=str(root / "index"))
     serve.run(build(arguments), name=APP)
     documents = [{"id": "red"}, "steel lamp", {"id": "blue", "title": "not looked at"}, {"id": "new", "title": "bit"}]
     answer = rerank(url, documents=documents).json()
-    known = KnownItemScorer(late, index).score("red drill", ["red", "blue"])
+    known = KnownItemScorer(ItemEncoder(late), index).score("red drill", ["red", "blue"])
     texts = student.scorer().score(["red drill"] * 2, ["steel lamp", "bit"])
     expected = relevance(np.array([known[0], texts[0], known[1], texts[1]]))
     found = {one["index"]: one["relevance_score"] for one in answer["results"]}

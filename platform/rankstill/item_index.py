@@ -25,8 +25,10 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from rankstill.bi_encoder import BiEncoder
 from rankstill.cross_encoder import CrossEncoder, TokenisedPairs, collate
-from rankstill.errors import ConfigError, ModelError
+from rankstill.errors import ConfigError, ConversionError, ModelError
+from rankstill.runtimes import Batch, Engine, Floats
 from rankstill.scoring import plan_batches
 from rankstill.storage import make_parent, write_json
 from rankstill.text import digest
@@ -35,7 +37,6 @@ from rankstill.towers import TowerModel
 MANIFEST = "manifest.json"
 FORMAT = 1
 Bytes = NDArray[np.int8]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -181,11 +182,21 @@ def quantise(vectors_BMW: Floats) -> ItemVectors:
 class ItemEncoder:
     """The two towers of a student: encodes queries and items apart, and compares them."""
 
-    def __init__(self, student: CrossEncoder, named: str = "the student") -> None:
-        """Raises ConfigError for a cross-encoder, which encodes no items."""
-        self._model = tower_of(student, named)
+    def __init__(self, student: CrossEncoder, engine: Engine | None = None) -> None:
+        """`engine` gives hidden states [B, L, D] in torch's place. Raises ConfigError for a cross-encoder."""
+        self._model = tower_of(student)
         self._student = student
+        self._engine = engine
         self._tokenising = threading.Lock()  # tokenizers hold the length to cut at
+
+    def in_openvino(self, threads: int) -> "ItemEncoder":
+        """The same with the encoder in OpenVINO, on CPU.
+
+        Raises:
+            ModelError: OpenVINO can't run it.
+        """
+        encoder = BiEncoder(self._model.encoder, self._student.tokenizer, "mean", self._student.max_length)
+        return ItemEncoder(self._student, encoder.in_openvino(threads, "float32").engine)
 
     def tokenise(self, texts: Sequence[str], max_length: int | None = None) -> TokenisedPairs:
         """Token ids of queries or items by themselves, cut at the student's length or a shorter one."""
@@ -205,25 +216,39 @@ class ItemEncoder:
         for rows in batches:
             batch = collate(tokens, rows.tolist(), self._student.pad_id)
             with torch.inference_mode():
-                mask_BL = torch.from_numpy(batch["attention_mask"]).bool()
-                parts.append(self._model.encode_items(torch.from_numpy(batch["input_ids"]), mask_BL).numpy())
+                parts.append(self._model.pool_items(*self._states(batch)).numpy())
         return np.concatenate(parts)[np.argsort(np.concatenate(batches))]
 
     def compare(self, query: str, vectors_BMW: Floats) -> Floats:
         """Logits of items for a query, [B]."""
-        tokens = self.tokenise([query])
+        batch = collate(self.tokenise([query]), [0], self._student.pad_id)
         with torch.inference_mode():
-            ids_PS = torch.from_numpy(tokens.input_ids[0]).long().unsqueeze(0)
-            queries_PSW, weights_PS = self._model.encode_queries(ids_PS, torch.ones_like(ids_PS, dtype=torch.bool))
+            queries_PSW, weights_PS = self._model.pool_queries(*self._states(batch))
             return self._model.compare(queries_PSW, weights_PS, torch.from_numpy(vectors_BMW)).numpy()
+
+    def _states(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states [B, L, D] and which of them are real [B, L]."""
+        mask = torch.from_numpy(batch["attention_mask"])
+        if self._engine:
+            return torch.from_numpy(self._engine(batch)), mask.bool()
+        ids = torch.from_numpy(batch["input_ids"])
+        return self._model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask.bool()
+
+
+def fast_item_encoder(student: CrossEncoder, threads: int) -> ItemEncoder:
+    """In OpenVINO, or in torch where OpenVINO can't run the student's encoder."""
+    encoder = ItemEncoder(student)
+    try:
+        return encoder.in_openvino(threads)
+    except ConversionError:
+        return encoder
 
 
 class KnownItemScorer:
     """Scores items whose vectors are known: one short query to encode, then comparisons."""
 
-    def __init__(self, student: CrossEncoder, index: ItemIndex) -> None:
-        self._encoder = ItemEncoder(student)
-        self._index = index
+    def __init__(self, encoder: ItemEncoder, index: ItemIndex) -> None:
+        self._encoder, self._index = encoder, index
 
     def score(self, query: str, ids: Sequence[str]) -> Floats:
         """Logits of known items, [B]; NaN where the index doesn't have one."""
@@ -235,9 +260,8 @@ class KnownItemScorer:
         return scores_B
 
 
-def encode_items(student: CrossEncoder, texts: Sequence[str], token_budget: int = 4096) -> ItemVectors:
+def encode_items(encoder: ItemEncoder, texts: Sequence[str], token_budget: int = 4096) -> ItemVectors:
     """Vectors of item texts, [B], as an index keeps them."""
-    encoder = ItemEncoder(student)
     return quantise(encoder.items(encoder.tokenise(texts), token_budget))
 
 

@@ -1,6 +1,7 @@
 """Inference engines other than torch, on CPU: a collated batch of token ids in, arrays out."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -73,11 +74,14 @@ def openvino_engine(
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # several engines of one machine would be pinned to the same core
     }
-    request = openvino.Core().compile_model(converted, "CPU", options).create_infer_request()
+    compiled = openvino.Core().compile_model(converted, "CPU", options)
+    requests = threading.local()  # one is for one thread at a time
 
     def run(batch: Batch) -> Floats:
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
         inputs = {name: batch[name] for name in example}
-        return np.array(request.infer(inputs, share_inputs=True)[0], dtype=np.float32)
+        return np.array(requests.own.infer(inputs, share_inputs=True)[0], dtype=np.float32)
 
     found = run({name: value.numpy() for name, value in probe.items()})
     limit = TOLERANCE[precision]

@@ -126,7 +126,10 @@ class TowerModel(PreTrainedModel):
 
     def encode_queries(self, ids_PS: Tensor, mask_PS: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors of queries and the weights with which these count: [P, S, W] and [P, S], S of 1 for `bi`."""
-        states_PSD = self._states(ids_PS, mask_PS)
+        return self.pool_queries(self._states(ids_PS, mask_PS), mask_PS)
+
+    def pool_queries(self, states_PSD: Tensor, mask_PS: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of what the encoder gives."""
         if not self.late:
             pooled = functional.normalize(self.project(_mean(states_PSD, mask_PS)).float(), dim=-1).unsqueeze(1)
             return pooled, torch.ones_like(pooled[..., 0])
@@ -135,7 +138,10 @@ class TowerModel(PreTrainedModel):
 
     def encode_items(self, ids_PL: Tensor, mask_PL: Tensor) -> Tensor:
         """Unit vectors of items, [P, M, W], M of 1 for `bi`."""
-        states_PLD = self._states(ids_PL, mask_PL)
+        return self.pool_items(self._states(ids_PL, mask_PL), mask_PL)
+
+    def pool_items(self, states_PLD: Tensor, mask_PL: Tensor) -> Tensor:
+        """The same of what the encoder gives."""
         if not self.late:
             return functional.normalize(self.project(_mean(states_PLD, mask_PL)).float(), dim=-1).unsqueeze(1)
         scores_PML = torch.einsum("md,pld->pml", self.slots.to(states_PLD.dtype), states_PLD).float()

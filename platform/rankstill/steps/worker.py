@@ -37,5 +37,5 @@ class GiveBack(WorkerGroupCallback, ControllerCallback):
 
     async def before_controller_shutdown(self) -> None:
         """Stop those that are left."""
-        if self._begun is not None:
+        if self._begun is not None and self._begun.has_started():
             self._begun.abort()
