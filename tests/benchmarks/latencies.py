@@ -1,20 +1,25 @@
 """What a sweep says that its students take, against a plain timing that shares no code with it.
 
-    python -m tests.benchmarks.latencies --sweep STORAGE_ROOT/sweeps/KEY [--candidates 50] [--students 3]
+    python -m tests.benchmarks.latencies --sweep STORAGE_ROOT/sweeps/KEY [--candidates 50] [--students 3] [--rounds 3]
 
-Of the cross-encoders that the sweep timed, so many are timed again, from the quickest to the slowest: the tokenizers
-library, and ONNX Runtime (int8) or OpenVINO (float32) on the exported model, one after the other in a process each.
-Rankings and what is told of them are the sweep's: 9 parts of 100 rankings of candidates that are drawn from the valid
-queries' pairs, and the median of their p50 and p99. A machine that does anything else beside it tells nothing.
+Of the cross-encoders that the sweep timed, so many are timed again, from the quickest to the slowest, each in a
+process of its own: with the sweep's own code and, by turns with it, with the tokenizers library and ONNX Runtime
+(int8) or OpenVINO (float32) on the exported model. Rankings and what is told of them are the sweep's: up to 9 parts of
+100 rankings of candidates that are drawn from the valid queries' pairs, and the median of their p50 and p99; of
+several rounds, the median. The machine is to do nothing else; one that is slower at times shows in what the sweep
+told, not in the others.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +27,7 @@ import polars as pl
 from rankstill.artifacts import load_artifact
 from rankstill.cli import format_table
 from rankstill.steps.teach import judged_split
-from rankstill.timing import choose_rankings
+from rankstill.timing import Timing, choose_rankings, time_alone
 from tune.trials import TrialFiles, Variant, variants_of
 
 PARTS, PART = 9, 100
@@ -34,6 +39,7 @@ def main() -> None:
     parser.add_argument("--sweep", type=Path, metavar="FOLDER")
     parser.add_argument("--candidates", type=int, default=50)
     parser.add_argument("--students", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="sweep.measure_cpus of the sweep")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -42,14 +48,19 @@ def main() -> None:
         return
     if arguments.sweep is None or not (arguments.sweep / "trials").is_dir():
         parser.error(f"--sweep is {str(arguments.sweep)!r}; give the folder of a sweep, STORAGE_ROOT/sweeps/KEY")
-    rows = [["student", "form", "p50 ms", "plain", "ratio", "p99 ms", "plain", "ratio"]]
+    rows = [["student", "form", "", "sweep ms", "now ms", "plain ms", "sweep / plain", "now / plain"]]
     for variant in _spread(arguments.sweep, arguments.candidates, arguments.students):
         told = variant.timing["latency"][str(arguments.candidates)]
-        found = _time_alone(variant, arguments.sweep, arguments.candidates, arguments.threads)
-        row = [variant.trial, f"{variant.precision}, {variant.runtime}"]
+        rankings = _rankings(variant, arguments.sweep)
+        rounds = []
+        for _ in range(arguments.rounds):
+            now = _time_as_sweeps_do(variant, rankings, arguments.candidates, arguments.threads)
+            rounds.append((now, _time_alone(variant, rankings, arguments.candidates, arguments.threads)))
         for name in ("p50_ms", "p99_ms"):
-            row += [f"{told[name]:.1f}", f"{found[name]:.1f}", f"{told[name] / found[name]:.2f}"]
-        rows.append(row)
+            now, plain = (statistics.median(one[side][name] for one in rounds) for side in (0, 1))
+            form = f"{variant.precision}, {variant.runtime}"
+            cells = [f"{value:.1f}" for value in (told[name], now, plain)]
+            rows.append([variant.trial, form, name[:3], *cells, f"{told[name] / plain:.2f}", f"{now / plain:.2f}"])
     print(format_table(rows))
 
 
@@ -60,18 +71,27 @@ def _spread(sweep: Path, candidates: int, count: int) -> list[Variant]:
     return [timed[place] for place in sorted({*np.linspace(0, len(timed) - 1, count).round().astype(int).tolist()})]
 
 
-def _time_alone(variant: Variant, sweep: Path, candidates: int, threads: int) -> dict[str, float]:
-    artifact = load_artifact(variant.folder)
-    data = artifact.manifest["made_from"]["data"]
+def _rankings(variant: Variant, sweep: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Those that the sweep timed."""
+    data = load_artifact(variant.folder).manifest["made_from"]["data"]
     pairs = judged_split(pl.read_parquet(sweep.parents[1] / "data" / data / "pairs.parquet"), "valid")
     queries, texts = (pairs[name].unique(maintain_order=True).to_list() for name in ("query", "text"))
-    drawn = choose_rankings(queries, texts, max(map(int, variant.timing["latency"])))
+    return choose_rankings(queries, texts, max(map(int, variant.timing["latency"])))
+
+
+def _time_as_sweeps_do(variant: Variant, rankings: Any, candidates: int, threads: int) -> dict[str, float]:
+    timing = Timing(((variant.artifact, variant.runtime),), threads, (candidates,), rankings)
+    with tempfile.TemporaryDirectory() as root:
+        return time_alone(Path(root), timing)[0]["latency"][str(candidates)]
+
+
+def _time_alone(variant: Variant, rankings: Any, candidates: int, threads: int) -> dict[str, float]:
     given = {
         "folder": variant.artifact,
         "runtime": variant.runtime,
         "threads": threads,
-        "max_length": artifact.manifest["max_length"],
-        "rankings": [[query, list(found)[:candidates]] for query, found in drawn],
+        "max_length": load_artifact(variant.folder).manifest["max_length"],
+        "rankings": [[query, list(texts)[:candidates]] for query, texts in rankings],
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.latencies", "--alone"],
