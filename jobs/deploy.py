@@ -73,7 +73,7 @@ def main() -> None:
     from rankstill.serving import running_endpoint
 
     root = config.storage.folder
-    registry = open_registry(root, arguments.model or (names or ["list"])[0])
+    registry = open_registry(root, arguments.model or (names or [""])[0])
     if action == "lineage":
         _trace(registry, root, names[0])
         return

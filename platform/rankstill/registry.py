@@ -247,12 +247,12 @@ def open_registry(root: Path, wanted: str, field: str = "registry") -> Registry:
     """The registry of a storage root, which must be there: nothing is left behind where there is none.
 
     Raises:
-        ModelError: there is none to find what is `wanted` in.
+        ModelError: there is none, to find in it what is `wanted`, if that is named.
     """
     if "MLFLOW_TRACKING_URI" not in os.environ and not (root / FILE).exists():
+        sought = f" to find {wanted!r} in" if wanted else ""
         raise ModelError(
-            f"{field}: {str(root)!r} has no registry to find {wanted!r} in; run jobs.pipeline first,"
-            " or set storage.root"
+            f"{field}: {str(root)!r} has no registry{sought}; run jobs.pipeline first, or set storage.root"
         )
     return Registry(root)
 
