@@ -74,14 +74,13 @@ def openvino_engine(
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # several engines of one machine would be pinned to the same core
     }
-    compiled = openvino.Core().compile_model(converted, "CPU", options)
-    requests = threading.local()  # one is for one thread at a time
+    request = openvino.Core().compile_model(converted, "CPU", options).create_infer_request()
+    turn = threading.Lock()
 
     def run(batch: Batch) -> Floats:
-        if not hasattr(requests, "own"):
-            requests.own = compiled.create_infer_request()
         inputs = {name: batch[name] for name in example}
-        return np.array(requests.own.infer(inputs, share_inputs=True)[0], dtype=np.float32)
+        with turn:  # a request is for one thread at a time
+            return np.array(request.infer(inputs, share_inputs=True)[0], dtype=np.float32)
 
     found = run({name: value.numpy() for name, value in probe.items()})
     limit = TOLERANCE[precision]
