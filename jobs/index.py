@@ -54,13 +54,13 @@ class EncodeActor(BlockActor):
         torch.set_num_threads(job.threads)
         self._job = job
         self._turn = threading.Lock()
-        self._encoder = item_index.fast_item_encoder(load_artifact(Path(job.folder)).encoder(), job.threads)
+        self._encoder = item_index.ItemEncoder.fast(load_artifact(Path(job.folder)).encoder(), job.threads)
 
     def work(self, block: str) -> dict[str, Any]:
         """Encode a block of items: item_id and digest with the bytes of vectors and scales; tells how many."""
         items = pl.read_parquet(block)
         with self._turn:
-            found = item_index.encode_items(self._encoder, items["text"].to_list(), self._job.token_budget)
+            found = self._encoder.encode(items["text"].to_list(), self._job.token_budget)
         vectors = pl.Series("vectors", [one.tobytes() for one in found.bytes_BMW], pl.Binary)
         scales = pl.Series("scales", [one.tobytes() for one in found.scales_BM], pl.Binary)
         items.select(*DIGEST_COLUMNS, vectors, scales).write_parquet(encoded(block))

@@ -18,7 +18,7 @@ from scipy.special import expit
 
 from rankstill.artifacts import WEIGHTS, Artifact, load_artifact
 from rankstill.cross_encoder import TokenisedPairs
-from rankstill.item_index import MANIFEST, ItemEncoder, ItemIndex, fast_item_encoder, open_index
+from rankstill.item_index import MANIFEST, ItemEncoder, ItemIndex, open_index
 from rankstill.scoring import PairScorer
 from rankstill.text import digest, normalise, normalise_query
 from rankstill.vector_cache import VectorCache
@@ -161,7 +161,7 @@ class TowerStudent(Student):
         torch.set_num_threads(settings.threads)
         student = artifact.encoder()
         self._encoder = (
-            ItemEncoder(student) if settings.runtime == "torch" else fast_item_encoder(student, settings.threads)
+            ItemEncoder(student) if settings.runtime == "torch" else ItemEncoder.fast(student, settings.threads)
         )
         self._budget = settings.token_budget
         self._cache = VectorCache(settings.cache_bytes)

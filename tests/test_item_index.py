@@ -7,6 +7,7 @@ import torch
 from builders import TEXTS, tiny_cross_encoder
 
 from rankstill import item_index
+from rankstill.bi_encoder import BiEncoder
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.errors import ConfigError, ConversionError, ModelError
 from rankstill.item_index import (
@@ -14,8 +15,6 @@ from rankstill.item_index import (
     KnownItemScorer,
     append_items,
     create_index,
-    encode_items,
-    fast_item_encoder,
     missing_items,
     open_index,
 )
@@ -40,7 +39,7 @@ def filled(folder, encoder: CrossEncoder, items: pl.DataFrame = ITEMS):
 
 def added(index, encoder: CrossEncoder, items: pl.DataFrame):
     missing = missing_items(index, items)
-    blocks = (encode_items(ItemEncoder(encoder), block["text"].to_list()) for block in missing.iter_slices(2))
+    blocks = (ItemEncoder(encoder).encode(block["text"].to_list()) for block in missing.iter_slices(2))
     return append_items(index, missing, blocks)
 
 
@@ -49,21 +48,18 @@ def test_known_items_score_as_their_texts(tmp_path, family):
     encoder = student(family)
     index = filled(tmp_path / "index", encoder)
     expected = torch_scorer(encoder, "cpu", "float32", 512).score(["red drill"] * len(TEXTS), TEXTS)
-    found = KnownItemScorer(ItemEncoder(encoder), open_index(index.folder, "test", "hash")).score(
-        "red drill", ITEMS["item_id"].to_list()
-    )
+    known = KnownItemScorer(ItemEncoder(encoder), open_index(index.folder, "test", "hash"))
+    found = known.score("red drill", ITEMS["item_id"].to_list())
     assert found == pytest.approx(expected, abs=0.1), "int8 costs little"
     assert np.ptp(expected) > 0.5
-    assert np.isnan(KnownItemScorer(ItemEncoder(encoder), index).score("lamp", ["i0", "absent"])).tolist() == [
-        False,
-        True,
-    ]
+    some = KnownItemScorer(ItemEncoder(encoder), index).score("lamp", ["i0", "absent"])
+    assert np.isnan(some).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("family", ["bi", "late"])
 def test_openvino_encodes_what_torch_encodes_in_several_threads_too(family):
-    plain, fast = ItemEncoder(student(family)), fast_item_encoder(student(family), 1)
-    assert fast._engine is not None
+    plain, fast = ItemEncoder(student(family)), ItemEncoder.fast(student(family), 1)
+    assert fast._encoder.engine is not None
     vectors = plain.items(plain.tokenise(TEXTS), 64)
     assert fast.items(fast.tokenise(TEXTS), 64) == pytest.approx(vectors, abs=1e-4)
     expected = [plain.compare(query, vectors) for query in TEXTS]
@@ -76,8 +72,8 @@ def test_what_openvino_cant_run_is_encoded_in_torch(monkeypatch):
     def refuse(*_):
         raise ConversionError("OpenVINO can't convert the model; use torch")
 
-    monkeypatch.setattr(ItemEncoder, "in_openvino", refuse)
-    assert fast_item_encoder(student(), 1)._engine is None
+    monkeypatch.setattr(BiEncoder, "in_openvino", refuse)
+    assert ItemEncoder.fast(student(), 1)._encoder.engine is None
 
 
 def test_quantised_vectors_are_off_by_half_a_step_at_most():
@@ -112,7 +108,7 @@ def test_an_update_that_is_cut_short_changes_nothing(tmp_path):
     index = filled(tmp_path / "index", encoder, ITEMS.head(3))
 
     def broken():
-        yield encode_items(ItemEncoder(encoder), [TEXTS[3]])
+        yield ItemEncoder(encoder).encode([TEXTS[3]])
         raise OSError("disk full")
 
     missing = missing_items(index, ITEMS)
@@ -121,12 +117,10 @@ def test_an_update_that_is_cut_short_changes_nothing(tmp_path):
     reopened = open_index(index.folder, "test")
     assert reopened.items.equals(index.items)
     whole = added(reopened, encoder, ITEMS)
-    found = KnownItemScorer(ItemEncoder(encoder), whole).score("lamp", ITEMS["item_id"].to_list())
-    assert found == pytest.approx(
-        KnownItemScorer(ItemEncoder(encoder), filled(tmp_path / "new", encoder)).score(
-            "lamp", ITEMS["item_id"].to_list()
-        )
-    )
+    indexes = (whole, filled(tmp_path / "new", encoder))
+    ids = ITEMS["item_id"].to_list()
+    found, expected = (KnownItemScorer(ItemEncoder(encoder), index).score("lamp", ids) for index in indexes)
+    assert found == pytest.approx(expected)
 
 
 def test_compacting_drops_what_no_item_has(tmp_path):
@@ -159,14 +153,14 @@ def test_a_damaged_index_is_refused(tmp_path, damage):
 
 def test_a_cross_encoder_has_no_item_vectors():
     with pytest.raises(ConfigError, match="family cross, which has no item vectors"):
-        encode_items(ItemEncoder(tiny_cross_encoder()), ["lamp"])
+        ItemEncoder(tiny_cross_encoder()).encode(["lamp"])
 
 
 def test_vectors_dont_depend_on_what_is_encoded_beside(tmp_path):
     encoder = student()
-    together = encode_items(ItemEncoder(encoder), TEXTS, token_budget=64)
+    together = ItemEncoder(encoder).encode(TEXTS, token_budget=64)
     with torch.inference_mode():
-        alone = [encode_items(ItemEncoder(encoder), [text]) for text in TEXTS]
+        alone = [ItemEncoder(encoder).encode([text]) for text in TEXTS]
     for place, one in enumerate(alone):
         assert np.abs(together.bytes_BMW[place].astype(int) - one.bytes_BMW[0]).max() <= 1
 

@@ -36,7 +36,6 @@ from rankstill.item_index import (
     KnownItemScorer,
     append_items,
     create_index,
-    encode_items,
     missing_items,
     tower_of,
 )
@@ -569,7 +568,7 @@ def test_items_are_scored_from_an_index_that_changes(url, root):
 
     def add(index: ItemIndex, *names: str) -> ItemIndex:
         missing = missing_items(index, pl.DataFrame({"item_id": names, "text": [f"{name} drill" for name in names]}))
-        return append_items(index, missing, [encode_items(ItemEncoder(late), missing["text"].to_list())])
+        return append_items(index, missing, [ItemEncoder(late).encode(missing["text"].to_list())])
 
     index = add(index, "red", "blue")
     arguments = BuildArguments(model="shop/2", root=str(root), replicas=1, index=str(root / "index"))

@@ -4,6 +4,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 from builders import tiny_cross_encoder
 
@@ -11,13 +12,14 @@ from rankstill.errors import RunError
 from rankstill.exporting import export_artifact
 from rankstill.timing import PARTS, Timing, choose_rankings, rank_by_turns, time_alone
 
-RANKINGS = choose_rankings(["red drill", "saw"], ["a", "b", "c"], 4)
+PAIRS = pl.DataFrame({"query": ["red drill", "saw", "saw", "saw"], "text": ["a", "b", "c", "a"]})
+RANKINGS = choose_rankings(PAIRS, 4)
 
 
 def test_rankings_are_drawn_with_as_many_texts_as_wanted():
     assert {query for query, _ in RANKINGS} == {"red drill", "saw"}
     assert all(len(texts) == 4 and set(texts) <= {"a", "b", "c"} for _, texts in RANKINGS)
-    assert choose_rankings(["red drill", "saw"], ["a", "b", "c"], 4) == RANKINGS
+    assert choose_rankings(PAIRS, 4) == RANKINGS
 
 
 def test_artifacts_rank_by_turns_a_part_each(monkeypatch):

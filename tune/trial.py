@@ -118,11 +118,7 @@ def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: 
         artifacts=((str(artifact.folder), runtime),),
         threads=settings.measure_cpus,
         counts=settings.counts,
-        rankings=choose_rankings(
-            pairs["query"].unique(maintain_order=True).to_list(),
-            pairs["text"].unique(maintain_order=True).to_list(),
-            max(settings.counts),
-        ),
+        rankings=choose_rankings(pairs, max(settings.counts)),
     )
     if settings.measure_on:
         there = ray.remote(num_cpus=0, resources={settings.measure_on: 0.001})(time_alone)

@@ -46,12 +46,13 @@ class BiEncoder:
         self.work.add(lengths, batches)
         for rows in batches:
             padded = dict(self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt"))
-            hidden_BLD = self._hidden(padded)
+            hidden_BLD = self.hidden(padded)
             pooled_BD = self._pool(hidden_BLD, padded["attention_mask"].to(hidden_BLD.device))
             vectors[rows] = functional.normalize(pooled_BD, dim=-1).cpu().numpy()
         return vectors
 
-    def _hidden(self, padded: dict[str, Tensor]) -> Tensor:
+    def hidden(self, padded: dict[str, Tensor]) -> Tensor:
+        """Hidden states [B, L, D] of token ids and attention mask, both [B, L]."""
         if self.engine:
             return torch.from_numpy(self.engine({name: value.numpy() for name, value in padded.items()}))
         with torch.inference_mode():

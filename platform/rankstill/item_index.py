@@ -15,6 +15,7 @@ import json
 import threading
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from rankstill.bi_encoder import BiEncoder
 from rankstill.cross_encoder import CrossEncoder, TokenisedPairs, collate
 from rankstill.errors import ConfigError, ConversionError, ModelError
-from rankstill.runtimes import Batch, Engine, Floats
+from rankstill.runtimes import Batch, Floats
 from rankstill.scoring import plan_batches
 from rankstill.storage import make_parent, write_json
 from rankstill.text import digest
@@ -182,21 +183,20 @@ def quantise(vectors_BMW: Floats) -> ItemVectors:
 class ItemEncoder:
     """The two towers of a student: encodes queries and items apart, and compares them."""
 
-    def __init__(self, student: CrossEncoder, engine: Engine | None = None) -> None:
-        """`engine` gives hidden states [B, L, D] in torch's place. Raises ConfigError for a cross-encoder."""
+    def __init__(self, student: CrossEncoder) -> None:
+        """In torch. Raises ConfigError for a cross-encoder."""
         self._model = tower_of(student)
         self._student = student
-        self._engine = engine
+        self._encoder = BiEncoder(self._model.encoder, student.tokenizer, "mean", student.max_length)
         self._tokenising = threading.Lock()  # tokenizers hold the length to cut at
 
-    def in_openvino(self, threads: int) -> "ItemEncoder":
-        """The same with the encoder in OpenVINO, on CPU.
-
-        Raises:
-            ModelError: OpenVINO can't run it.
-        """
-        encoder = BiEncoder(self._model.encoder, self._student.tokenizer, "mean", self._student.max_length)
-        return ItemEncoder(self._student, encoder.in_openvino(threads, "float32").engine)
+    @classmethod
+    def fast(cls, student: CrossEncoder, threads: int) -> "ItemEncoder":
+        """In OpenVINO, or in torch where OpenVINO can't run the student's encoder. Raises as without."""
+        made = cls(student)
+        with suppress(ConversionError):
+            made._encoder = made._encoder.in_openvino(threads, "float32")
+        return made
 
     def tokenise(self, texts: Sequence[str], max_length: int | None = None) -> TokenisedPairs:
         """Token ids of queries or items by themselves, cut at the student's length or a shorter one."""
@@ -219,6 +219,10 @@ class ItemEncoder:
                 parts.append(self._model.pool_items(*self._states(batch)).numpy())
         return np.concatenate(parts)[np.argsort(np.concatenate(batches))]
 
+    def encode(self, texts: Sequence[str], token_budget: int = 4096) -> ItemVectors:
+        """Vectors of item texts, [B], as an index keeps them."""
+        return quantise(self.items(self.tokenise(texts), token_budget))
+
     def compare(self, query: str, vectors_BMW: Floats) -> Floats:
         """Logits of items for a query, [B]."""
         batch = collate(self.tokenise([query]), [0], self._student.pad_id)
@@ -228,20 +232,8 @@ class ItemEncoder:
 
     def _states(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [B, L, D] and which of them are real [B, L]."""
-        mask = torch.from_numpy(batch["attention_mask"])
-        if self._engine:
-            return torch.from_numpy(self._engine(batch)), mask.bool()
-        ids = torch.from_numpy(batch["input_ids"])
-        return self._model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask.bool()
-
-
-def fast_item_encoder(student: CrossEncoder, threads: int) -> ItemEncoder:
-    """In OpenVINO, or in torch where OpenVINO can't run the student's encoder."""
-    encoder = ItemEncoder(student)
-    try:
-        return encoder.in_openvino(threads)
-    except ConversionError:
-        return encoder
+        inputs = {name: torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask")}
+        return self._encoder.hidden(inputs), inputs["attention_mask"].bool()
 
 
 class KnownItemScorer:
@@ -258,11 +250,6 @@ class KnownItemScorer:
         if known_B.any():
             scores_B[known_B] = self._encoder.compare(query, self._index.vectors(rows_B[known_B]).floats)
         return scores_B
-
-
-def encode_items(encoder: ItemEncoder, texts: Sequence[str], token_budget: int = 4096) -> ItemVectors:
-    """Vectors of item texts, [B], as an index keeps them."""
-    return quantise(encoder.items(encoder.tokenise(texts), token_budget))
 
 
 def tower_of(student: CrossEncoder, named: str = "the student") -> TowerModel:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from rankstill.artifacts import load_artifact
 from rankstill.errors import RunError
 from rankstill.quiet import QuietLock
+
+if TYPE_CHECKING:  # what is timed here loads its models alone
+    import polars as pl
 
 WARM_UP, PARTS, SECONDS = 5, 9, 8.0
 """Rankings before timing; parts timed of each size, at most; and the time after which fewer do."""
@@ -106,9 +109,10 @@ def rank_by_turns(scores: Sequence[Any], timing: Timing, count: int) -> NDArray[
 
 
 def choose_rankings(
-    queries: list[str], texts: list[str], count: int, rankings: int = 50, seed: int = 0
+    pairs: "pl.DataFrame", count: int, rankings: int = 50, seed: int = 0
 ) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Queries drawn at random, each with `count` texts drawn at random (again and again, where there are fewer)."""
+    """Queries drawn from pairs, each with `count` of all their texts (again and again, where there are fewer)."""
+    queries, texts = (pairs[name].unique(maintain_order=True).to_list() for name in ("query", "text"))
     generator = np.random.default_rng(seed)
     chosen = generator.choice(len(queries), min(rankings, len(queries)), replace=False)
     return tuple(

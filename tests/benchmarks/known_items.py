@@ -17,15 +17,7 @@ import numpy as np
 import torch
 
 from rankstill.cli import format_table
-from rankstill.item_index import (
-    KnownItemScorer,
-    append_items,
-    create_index,
-    encode_items,
-    fast_item_encoder,
-    missing_items,
-    tower_of,
-)
+from rankstill.item_index import ItemEncoder, KnownItemScorer, append_items, create_index, missing_items, tower_of
 from rankstill.model_config import Student
 from rankstill.scoring import torch_scorer
 from rankstill.students import make_student
@@ -49,11 +41,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cross = random_cross_encoder(pairs, arguments.layers, arguments.width, Path(folder, "model"))
         late = make_student(Student(family="late", layers=arguments.layers, width=64, max_length=128), cross, 0)
-        encoder = fast_item_encoder(late, os.cpu_count() or 1)
+        encoder = ItemEncoder.fast(late, os.cpu_count() or 1)
         index = create_index(Path(folder, "index"), "--out", "random", tower_of(late), ["title"])
         missing = missing_items(index, items)
         start = time.perf_counter()
-        index = append_items(index, missing, [encode_items(encoder, missing["text"].to_list())])
+        index = append_items(index, missing, [encoder.encode(missing["text"].to_list())])
         rate = items.height / (time.perf_counter() - start)
         known, scorer = KnownItemScorer(encoder, index), torch_scorer(cross, "cpu", "float32", 2048)
         ids, texts = items["item_id"].to_list(), items["text"].to_list()

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,7 @@ def _rankings(variant: Variant, sweep: Path) -> tuple[tuple[str, tuple[str, ...]
     """Those that the sweep timed."""
     data = load_artifact(variant.folder).manifest["made_from"]["data"]
     pairs = judged_split(pl.read_parquet(sweep.parents[1] / "data" / data / "pairs.parquet"), "valid")
-    queries, texts = (pairs[name].unique(maintain_order=True).to_list() for name in ("query", "text"))
-    return choose_rankings(queries, texts, max(map(int, variant.timing["latency"])))
+    return choose_rankings(pairs, max(map(int, variant.timing["latency"])))
 
 
 def _time_as_sweeps_do(variant: Variant, rankings: Any, candidates: int, threads: int) -> dict[str, float]:
@@ -121,14 +121,14 @@ def _time(
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         names = [entry.name for entry in session.get_inputs()]
-        run = lambda inputs: session.run(None, inputs)[0]  # noqa: E731
+        run = partial(session.run, None)
     else:
         import openvino
 
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
         compiled = openvino.Core().compile_model(model, "CPU", options)
         names = [entry.any_name for entry in compiled.inputs]
-        run = lambda inputs: compiled(inputs)[0]  # noqa: E731
+        run = compiled
 
     def rank(query: str, texts: list[str]) -> None:
         encoded = tokenizer.encode_batch([(query, text) for text in texts])

@@ -148,8 +148,7 @@ def _fresh(run: Run, fresh: Fresh, both: Sequence[Artifact]) -> list[Check]:
 def _costs(run: Run, prepared: Prepared, both: Sequence[Artifact]) -> list[Check]:
     """Median time of a ranking as served, p99 and bytes where the budget of sweeps says so."""
     budget = run.config.sweep.budget
-    pairs = judged_split(prepared.pairs, "test")
-    rankings = choose_rankings(pairs["query"].unique().to_list(), pairs["text"].unique().to_list(), budget.candidates)
+    rankings = choose_rankings(judged_split(prepared.pairs, "test"), budget.candidates)
     artifacts = tuple((str(one.folder), one.resolve(run.config.serve.runtime)) for one in both)
     part = {} if budget.p99_ms else {"part": MEDIAN_PART}
     timed = time_alone(
