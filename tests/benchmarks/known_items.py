@@ -2,13 +2,12 @@
 
     python -m tests.benchmarks.known_items [--items 5000] [--candidates 100] [--layers 2] [--width 384] [--queries 200]
 
-A late student and a cross-encoder of the same encoder, random weights, answer the same requests in turn. Each request
-is a query with as many candidates as told, drawn at random.
+A late student and a cross-encoder of the same encoder, random weights, answer the same requests by turns of 100, as
+`rankstill.timing` times artifacts. Each request is a query with as many candidates as told, drawn at random.
 """
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -21,9 +20,8 @@ from rankstill.item_index import ItemEncoder, KnownItemScorer, append_items, cre
 from rankstill.model_config import Student
 from rankstill.scoring import torch_scorer
 from rankstill.students import make_student
+from rankstill.timing import Timing, choose_rankings, rank_by_turns
 from tests.benchmarks.workload import generated_pairs, random_cross_encoder
-
-WARM_UP = 10
 
 
 def main() -> None:
@@ -48,24 +46,20 @@ def main() -> None:
         index = append_items(index, missing, [encoder.encode(missing["text"].to_list())])
         rate = items.height / (time.perf_counter() - start)
         known, scorer = KnownItemScorer(encoder, index), torch_scorer(cross, "cpu", "float32", 2048)
-        ids, texts = items["item_id"].to_list(), items["text"].to_list()
-        draw = np.random.default_rng(0)
-        times: dict[str, list[float]] = {"cross, texts": [], "late, known items": []}
-        for number, query in enumerate(pairs["query"].head(arguments.queries + WARM_UP)):
-            chosen = draw.choice(len(ids), arguments.candidates, replace=False)
-            wanted, shown = [ids[place] for place in chosen], [texts[place] for place in chosen]
-            for name, call in (
-                ("cross, texts", lambda: scorer.score([query] * len(shown), shown)),  # noqa: B023 - called at once
-                ("late, known items", lambda: known.score(query, wanted)),  # noqa: B023
-            ):
-                start = time.perf_counter()
-                call()
-                if number >= WARM_UP:
-                    times[name].append(1000 * (time.perf_counter() - start))
+        text_of = dict(zip(items["item_id"], items["text"], strict=True))
+        calls = {
+            "cross, texts": lambda queries, ids: scorer.score(queries, [text_of[one] for one in ids]),
+            "late, known items": lambda queries, ids: known.score(queries[0], ids),
+        }
+        rankings = choose_rankings(pairs.with_columns(text="item_id"), arguments.candidates, arguments.queries)
+        timing = Timing((), os.cpu_count() or 1, (arguments.candidates,), rankings)
+        times = 1000 * rank_by_turns(list(calls.values()), timing, arguments.candidates)
         size = sum(path.stat().st_size for path in index.folder.iterdir())
     print(f"{arguments.layers} layers x {arguments.width}, {arguments.candidates} candidates, {os.cpu_count()} cores")
     rows = [["scorer", "median ms", "p99 ms"]]
-    rows += [[name, f"{statistics.median(one):.2f}", f"{np.percentile(one, 99):.2f}"] for name, one in times.items()]
+    rows += [
+        [name, f"{np.median(one):.2f}", f"{np.percentile(one, 99):.2f}"] for name, one in zip(calls, times, strict=True)
+    ]
     print(format_table(rows))
     print(f"indexing: {rate:,.0f} items/s, {size / items.height:,.0f} bytes an item")
 
