@@ -6,21 +6,26 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import ray.tune
+from ray.tune.experiment import Trial as TuneTrial
 
 from rankstill.artifacts import load_artifact
 from rankstill.cluster import Share
 from rankstill.configfile import load_config
 from rankstill.errors import BudgetError, RunError
+from rankstill.progress import Reporter
+from rankstill.quiet import QuietLock
 from rankstill.registry import Registry
-from tune.run import sweep, trial_needs
+from rankstill.steps.run import Run
+from tune.run import FailureStop, Watch, sweep, trial_needs
 from tune.space import make_space
 from tune.sweep import main
-from tune.trials import TrialFiles
+from tune.trials import Trial, TrialFiles
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -149,6 +154,20 @@ def test_finalists_are_trained_again_with_other_seeds(swept, root):
 def test_trials_that_all_fail_alike_end_the_sweep_with_the_reason(swept, root):
     with pytest.raises(RunError, match=r"3 trials in a row failed for the same reason: .*at least 500 lists a step"):
         run(root, "sweep.trials=6", "train.lists=500", "train.accumulate=500")
+
+
+def test_a_report_is_not_written_beside_what_is_timed(tmp_path):
+    config = load_config(SMALL, [f"storage.root={tmp_path}"])
+    run_, files, told = Run(config, Reporter()), TrialFiles(tmp_path / "sweeps" / "a"), threading.Event()
+    files.write(Trial(number=0, name="00", params={}, state="finished"))
+    watch = Watch(run_, files, 1, told.set, FailureStop())
+    ended = TuneTrial("rankstill", stub=True, config={"trial": {"name": "00"}})
+    telling = threading.Thread(target=watch.on_trial_complete, args=(1, [ended], ended))
+    with QuietLock(run_.root).alone():
+        telling.start()
+        assert not told.wait(0.3)
+    telling.join()
+    assert told.is_set()
 
 
 def test_a_killed_sweep_goes_on_where_it_was(swept, root, tmp_path, monkeypatch, capsys):

@@ -22,6 +22,7 @@ from rankstill.errors import RunError
 from rankstill.evaluation import PRIMARY
 from rankstill.lineage import lineage
 from rankstill.progress import Reporter
+from rankstill.quiet import QuietLock
 from rankstill.registry import Registry
 from rankstill.schema import ProgressEvent
 from rankstill.steps.begin import begin, soft_labels
@@ -192,7 +193,7 @@ def _tune(
     if on_gpu:
         room = ray.cluster_resources().get("GPU", 1) // share.workers
     concurrent = settings.max_concurrent if settings.max_concurrent != "auto" else max(1, int(room))
-    watch = Watch(run.reporter, files, count, settings.failures, tell, stopper or FailureStop())
+    watch = Watch(run, files, count, tell, stopper or FailureStop())
     folder = files.folder / "ray"
     if not settings.loggers:  # whose files these are; what counts otherwise is in those of the trials
         shutil.rmtree(folder, ignore_errors=True)
@@ -203,6 +204,7 @@ def _tune(
             max_concurrent_trials=concurrent,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
+            reuse_actors=not spread,  # a process that starts imports for seconds, beside what is timed
             **options,
         ),
         run_config=ray.tune.RunConfig(
@@ -277,18 +279,12 @@ class Watch(Callback):
     """Tells of trials as they end, and ends a sweep whose trials all fail alike."""
 
     def __init__(
-        self,
-        reporter: Reporter,
-        files: TrialFiles,
-        count: int,
-        failures: int,
-        tell: Callable[[], object],
-        stopper: FailureStop,
+        self, run: Run, files: TrialFiles, count: int, tell: Callable[[], object], stopper: FailureStop
     ) -> None:
-        self._reporter, self._files, self._count, self._failures = reporter, files, count, failures
-        self._tell, self.stopper = tell, stopper
+        self._reporter, self._failures, self._quiet = run.reporter, run.config.sweep.failures, QuietLock(run.root)
+        self._files, self._count, self._tell, self.stopper = files, count, tell, stopper
         self.reasons: list[str] = []
-        reporter.advance(ProgressEvent("sweep", 0, count, "student", {}))
+        self._reporter.advance(ProgressEvent("sweep", 0, count, "student", {}))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray keeps callbacks beside its experiment, from which no sweep goes on."""
@@ -310,5 +306,6 @@ class Watch(Callback):
         shown = {"ndcg@10": round(ended.best, 4)} if ended.epochs else {}
         self._reporter.event("trial", state=ended.state, student=ended.name, **shown, reason=ended.reason)
         self._reporter.advance(ProgressEvent("sweep", 1, self._count, "student", {}))
-        self._tell()
+        with self._quiet.shared():
+            self._tell()
         return ended
