@@ -434,10 +434,11 @@ def test_assembling_counts_merged_rows():
     assert pairs.columns == PAIRS.names
 
 
-def test_a_label_whose_gain_would_overflow_is_rejected_after_scaling(tmp_path):
+@pytest.mark.parametrize(("scale", "reason"), [(20.0, "over 30"), (1e-12, "under 1e-09")])
+def test_a_label_whose_gain_overflows_or_vanishes_is_rejected_after_scaling(tmp_path, scale, reason):
     rows = [judgement("drill", number, 3) for number in range(5)]
-    source = Source(path=str(write_jsonl(tmp_path / "a.jsonl", rows)), label_scale=20.0)
-    with pytest.raises(DataError, match="over 30"):
+    source = Source(path=str(write_jsonl(tmp_path / "a.jsonl", rows)), label_scale=scale)
+    with pytest.raises(DataError, match=reason):
         prepare(Data(sources=(source,)), tmp_path)
 
 

@@ -133,6 +133,12 @@ def test_what_is_not_there_is_named(tmp_path):
         assert path in message
 
 
+def test_no_path_is_not_the_folder_one_stands_in(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    monkeypatch.chdir(tmp_path)
+    assert refusal("") == "data.sources.0.path: the path is empty; give a file, a folder or a URL"
+
+
 def test_a_file_of_an_unknown_format_is_named_with_the_known_ones(tmp_path):
     (tmp_path / "a.xlsx").write_text("x")
     for path in (tmp_path / "a.xlsx", tmp_path):

@@ -23,6 +23,8 @@ from rankstill.text import digest, encodable, made_id, normalise, normalise_colu
 CHUNK_ROWS = 50_000
 LABEL_LIMIT = 30.0
 """Largest label: nDCG's gain is 2^label - 1, and float32 losses have to hold its sums."""
+LABEL_STEP = 1e-9
+"""Smallest label over 0: of a smaller one, the gain is 0 in part or in whole."""
 _REQUIRED = ("query", "title", "label")
 _HELD_OUT = {split: place for place, split in enumerate(SPLITS)}
 
@@ -260,10 +262,11 @@ def _problem(values: dict[str, Any], required: tuple[str, ...], label_scale: flo
             return f"label {values['label']!r} is not a number"
         if not (math.isfinite(label) and label >= 0):
             return f"label {values['label']!r} is not a finite number of 0 or more"
+        shown = f"label {values['label']!r} (scaled: {label:g})"
+        if 0 < label < LABEL_STEP:
+            return f"{shown} is under {LABEL_STEP:g}, where gains 2^label - 1 vanish"
         if label > LABEL_LIMIT:
-            return (
-                f"label {values['label']!r} (scaled: {label:g}) is over {LABEL_LIMIT:g}, where gains 2^label overflow"
-            )
+            return f"{shown} is over {LABEL_LIMIT:g}, where gains 2^label overflow"
     if values["split"] is not None and values["split"] not in ("", *SPLITS):
         return f"split {values['split']!r} is none of {', '.join(SPLITS)}"
     return ""

@@ -34,6 +34,8 @@ def list_files(path: str, field: str) -> list[str]:
     Raises:
         DataError: nothing is there, or nothing of a known format.
     """
+    if not path:
+        raise DataError(f"{field}: the path is empty; give a file, a folder or a URL")
     try:
         filesystem, root = fsspec.url_to_fs(path)
         there = filesystem.exists(root)
