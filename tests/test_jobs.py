@@ -354,10 +354,11 @@ def test_a_second_run_skips_every_step(made, config, capsys):
     assert {step: states[step] for step in steps} == dict.fromkeys(steps, "stands")
 
 
-def test_a_changed_student_keeps_teacher_and_labels(made, config, capsys):
-    changed = config.model_copy(
-        update={"distill": config.distill.model_copy(update={"temperature": Schedule(start=3.0, end=3.0)})}
-    )
+@pytest.mark.parametrize(
+    ("section", "changes"), [("distill", {"temperature": Schedule(start=3.0, end=3.0)}), ("train", {"seed": 5})]
+)
+def test_a_changed_student_keeps_teacher_and_labels(made, config, section, changes):
+    changed = config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
     places = run_until(changed, "train").places
     assert places["teacher"] == made.places["teacher"]
     assert places["lists"] == made.places["lists"]

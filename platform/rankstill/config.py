@@ -114,6 +114,8 @@ class Labels(Section):
     """Items of each made query, the one that it was made of among them."""
     made_mix: Mix = Mix(best=5, further=4, random=2)
     """Which the others are."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of what is drawn at random for these; `train.seed` leaves them, and so the labels, as they are."""
     token_budget: int | Auto = "auto"  # noqa: S105 (no password)
     """Padded tokens in one forward pass, 64 or more; auto is 2,048 on CPUs and 16,384 on GPUs."""
     block: int | Auto = "auto"

@@ -75,7 +75,7 @@ def fresh_lists(run: Run, prepared: Prepared, taught: Taught, old: Labelled, upt
     labellers = open_labellers(run, prepared, taught)
     names = [one.store.fingerprint for one in labellers]
     wanted = config.refresh.model_dump(mode="json", exclude={"canary"})
-    key = step_key(old.key, taught.key, names, upto.impressions, upto.events, wanted, config.train.seed)
+    key = step_key(old.key, taught.key, names, upto.impressions, upto.events, wanted, config.labels.seed)
 
     def build(folder: Path) -> None:
         shown = shown_upto(EventLog(config.storage.feedback_log), upto, config.refresh.days)
@@ -177,20 +177,20 @@ def _examined(rows: pl.DataFrame, most: int) -> tuple[Examination | None, str]:
 
 def new_pairs(config: Config, prepared: Prepared, train: pl.DataFrame) -> list[pl.DataFrame]:
     """Further items for the queries, and queries made of the words of items that nobody judged or clicked."""
-    wanted, seed = config.refresh, config.train.seed
+    wanted, labels = config.refresh, config.labels
     seen = train.select("item_id", "text").with_columns(source=pl.lit("feedback"))
     items = pl.concat([prepared.items, seen]).unique("text", keep="first", maintain_order=True)
     index = Bm25(items["text"].to_list()) if wanted.candidates or wanted.new_queries else None
     found = []
     if index and wanted.candidates:
-        found.append(unlabelled_pairs(train, items, index, wanted.candidates, config.labels.mix, seed))
+        found.append(unlabelled_pairs(train, items, index, wanted.candidates, labels.mix, labels.seed))
     if index and wanted.new_queries:
         clicked = train.filter(pl.col("clicks") > 0)["text"]
         warm = pl.concat([prepared.pairs["text"], clicked]).unique()
         cold = ~items["text"].is_in(warm.implode())
         taken = set(prepared.pairs["query"]) | set(train["query"])
-        count, mix = config.labels.made_candidates, config.labels.made_mix
-        found.append(made_pairs(items, index, wanted.new_queries, count, mix, taken, seed, cold))
+        count, mix = labels.made_candidates, labels.made_mix
+        found.append(made_pairs(items, index, wanted.new_queries, count, mix, taken, labels.seed, cold))
     return [with_pair_id(pairs) for pairs in found if pairs.height]
 
 
@@ -204,7 +204,7 @@ def some_lists(pairs: pl.DataFrame, fresh: int, config: Config) -> pl.DataFrame:
     share = config.refresh.replay
     queries = pairs["query_id"].unique(maintain_order=True)
     count = min(len(queries), round(fresh * share / (1 - share)))
-    kept = queries.sample(count, seed=config.train.seed)
+    kept = queries.sample(count, seed=config.labels.seed)
     return pairs.filter(pl.col("query_id").is_in(kept.implode()))
 
 

@@ -49,7 +49,7 @@ def label(run: Run, prepared: Prepared, taught: Taught) -> Labelled:
     wanted = settings.model_dump(include={"candidates", "mix", "made_queries", "made_candidates", "made_mix"})
     fingerprints = [one.store.fingerprint for one in labellers]
     combine = run.config.teacher.combine
-    key = step_key(prepared.key, taught.key, fingerprints, combine, wanted, run.config.train.seed)
+    key = step_key(prepared.key, taught.key, fingerprints, combine, wanted, settings.seed)
 
     def build(folder: Path) -> None:
         pairs = pairs_to_label(run, prepared)
@@ -116,17 +116,17 @@ def combine_labels(
 
 def further_pairs(run: Run, prepared: Prepared, train: pl.DataFrame) -> list[pl.DataFrame]:
     """Unlabelled items for the training queries, and further queries made of the words of items, with items."""
-    labels, items, seed = run.config.labels, prepared.items, run.config.train.seed
+    labels, items = run.config.labels, prepared.items
     further = []
     index = Bm25(items["text"].to_list()) if labels.candidates or labels.made_queries else None
     if index and labels.candidates:
         run.reporter.event("labels", state="searching candidates", queries=train["query_id"].n_unique())
-        further.append(unlabelled_pairs(train, items, index, labels.candidates, labels.mix, seed))
+        further.append(unlabelled_pairs(train, items, index, labels.candidates, labels.mix, labels.seed))
     if index and labels.made_queries:
         run.reporter.event("labels", state="making queries", queries=labels.made_queries)
         known = set(prepared.pairs["query"])
         count, mix = labels.made_candidates, labels.made_mix
-        further.append(made_pairs(items, index, labels.made_queries, count, mix, known, seed))
+        further.append(made_pairs(items, index, labels.made_queries, count, mix, known, labels.seed))
     return [with_pair_id(pairs) for pairs in further]
 
 
