@@ -22,7 +22,6 @@ from rankstill.errors import RunError
 from rankstill.evaluation import PRIMARY
 from rankstill.lineage import lineage
 from rankstill.progress import Reporter
-from rankstill.quiet import QuietLock
 from rankstill.registry import Registry
 from rankstill.schema import ProgressEvent
 from rankstill.steps.begin import begin, soft_labels
@@ -281,10 +280,10 @@ class Watch(Callback):
     def __init__(
         self, run: Run, files: TrialFiles, count: int, tell: Callable[[], object], stopper: FailureStop
     ) -> None:
-        self._reporter, self._failures, self._quiet = run.reporter, run.config.sweep.failures, QuietLock(run.root)
+        self._run, self._failures = run, run.config.sweep.failures
         self._files, self._count, self._tell, self.stopper = files, count, tell, stopper
         self.reasons: list[str] = []
-        self._reporter.advance(ProgressEvent("sweep", 0, count, "student", {}))
+        run.reporter.advance(ProgressEvent("sweep", 0, count, "student", {}))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray keeps callbacks beside its experiment, from which no sweep goes on."""
@@ -304,8 +303,9 @@ class Watch(Callback):
     def _ended(self, trial: TuneTrial) -> Trial:
         ended = self._files.read(trial.config["trial"]["name"])
         shown = {"ndcg@10": round(ended.best, 4)} if ended.epochs else {}
-        self._reporter.event("trial", state=ended.state, student=ended.name, **shown, reason=ended.reason)
-        self._reporter.advance(ProgressEvent("sweep", 1, self._count, "student", {}))
-        with self._quiet.shared():
+        reporter = self._run.reporter
+        reporter.event("trial", state=ended.state, student=ended.name, **shown, reason=ended.reason)
+        reporter.advance(ProgressEvent("sweep", 1, self._count, "student", {}))
+        with self._run.turn():
             self._tell()
         return ended

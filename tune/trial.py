@@ -1,5 +1,6 @@
 """What one trial does: train a student, export it in each form, judge it on the valid queries, time it."""
 
+import gc
 import os
 import time
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from rankstill.config import Config
 from rankstill.errors import RankstillError
 from rankstill.evaluation import PRIMARY, evaluate
 from rankstill.progress import Reporter
-from rankstill.quiet import QuietLock
 from rankstill.rankers import artifact_ranker
 from rankstill.steps.export import export
 from rankstill.steps.fit import fit, fit_here, history
@@ -49,6 +49,7 @@ def run_trial(given: dict[str, Any], plan: TrialPlan) -> None:
 
     What goes wrong is noted, and ends this trial alone.
     """
+    gc.collect()  # what the process's last trial left, whose engine and model refer to each other
     files, name = TrialFiles(plan.folder), given["trial"]["name"]
     try:
         trial = _student(files, name, given["trial"]["params"], plan)
@@ -90,7 +91,7 @@ def _student(files: TrialFiles, name: str, params: Params, plan: TrialPlan) -> T
 
 def _forms(run: Run, plan: TrialPlan, trained: Trained) -> list[Artifact]:
     """The student's artifacts."""
-    with QuietLock(run.root).shared():
+    with run.turn():
         measured = {"valid": max(epoch[METRIC] for epoch in history(trained.folder))}
         folder = export(run, plan.prepared, plan.taught, plan.labelled, trained, measured, "valid")
         whole, forms = load_artifact(folder), []
@@ -108,7 +109,7 @@ def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: 
     config, settings = run.config, run.config.sweep
     pairs = judged_split(plan.prepared.pairs, "valid")
     runtime = artifact.resolve(config.serve.runtime)
-    with QuietLock(run.root).shared():
+    with run.turn():
         ranker = artifact_ranker(
             name, artifact.folder, runtime, run.share.device, config.labels.budget(run.share.device)
         )

@@ -73,7 +73,7 @@ class Link(Protocol):
         ...
 
     def turn(self) -> AbstractContextManager[None]:
-        """What a step runs under."""
+        """What a step runs under, and whatever else takes long; never within another."""
         ...
 
 
@@ -278,13 +278,14 @@ def _report(
 ) -> None:
     """Report with a checkpoint: every rank's engine shard, and from rank 0 the model and the course."""
     folder = Path(tempfile.mkdtemp(dir=Path(job.initial).parent))
-    engine.save_checkpoint(str(folder / "engine"))
-    weights = whole_weights(engine)
-    if link.rank == 0:
-        encoder.tokenizer.save_pretrained(folder / "model")
-        own = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{PROJECTIONS}.")}
-        encoder.model.save_pretrained(folder / "model", state_dict=own)
-        (folder / COURSE).write_text(json.dumps(vars(course)))
+    with link.turn():
+        engine.save_checkpoint(str(folder / "engine"))
+        weights = whole_weights(engine)
+        if link.rank == 0:
+            encoder.tokenizer.save_pretrained(folder / "model")
+            own = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{PROJECTIONS}.")}
+            encoder.model.save_pretrained(folder / "model", state_dict=own)
+            (folder / COURSE).write_text(json.dumps(vars(course)))
     link.report(metrics, folder)
 
 

@@ -34,7 +34,6 @@ from rankstill.cross_encoder import CrossEncoder
 from rankstill.errors import RankstillError, RunError
 from rankstill.model_config import Train
 from rankstill.objective import Objective
-from rankstill.quiet import QuietLock
 from rankstill.relay import relay
 from rankstill.steps.run import Run
 from rankstill.steps.worker import GiveBack, train_worker
@@ -133,15 +132,17 @@ def fit_here(
 
     A training of the same name that was killed is continued at its last checkpoint.
     """
-    folder = _begin(run, encoder, plan)
-    link = LocalLink(folder / "checkpoints", run.root, told)
+    with run.turn():
+        folder = _begin(run, encoder, plan)
+    link = LocalLink(folder / "checkpoints", run, told)
     os.environ["LOCAL_RANK"] = "0"  # which DeepSpeed asks for
     if not dist.is_initialized():  # for as long as the process lives, since DeepSpeed keeps the group
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     learn(_job(folder, encoder, plan, device, threads), link)
     best, last = link.kept(plan.best)
-    _finish(best, last, out)
-    shutil.rmtree(folder)
+    with run.turn():
+        _finish(best, last, out)
+        shutil.rmtree(folder)
 
 
 class LocalLink:
@@ -149,9 +150,8 @@ class LocalLink:
 
     rank, workers = 0, 1
 
-    def __init__(self, folder: Path, root: Path, told: Callable[[Metrics], None]) -> None:
-        self._folder, self._told = folder, told
-        self._quiet = QuietLock(root)
+    def __init__(self, folder: Path, run: Run, told: Callable[[Metrics], None]) -> None:
+        self._folder, self._run, self._told = folder, run, told
         folder.mkdir(exist_ok=True)
 
     @contextmanager
@@ -173,7 +173,7 @@ class LocalLink:
 
     def turn(self) -> AbstractContextManager[None]:
         """Beside other work, but not while something is timed."""
-        return self._quiet.shared()
+        return self._run.turn()
 
     def kept(self, best: bool) -> tuple[Path, Path]:
         """The best checkpoint, or the last where `best` is false, and the last."""

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from rankstill.cluster import Share, connect, share_of
 from rankstill.config import Config
 from rankstill.configfile import dump_config
 from rankstill.progress import Reporter
+from rankstill.quiet import QuietLock
 from rankstill.storage import make_root, work_folder
 from rankstill.text import digest
 
@@ -35,6 +37,10 @@ class Run:
         share = share_of(self.config.resources)
         self.reporter.event("cluster", state="connected", **vars(share))
         return share
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Beside other work of this root, but not while something is timed; never within another turn."""
+        return QuietLock(self.root).shared()
 
     def step(self, kind: str, key: str, build: Callable[[Path], object]) -> Path:
         """The folder <root>/<kind>/<key>, built unless it stands.

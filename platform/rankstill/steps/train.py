@@ -142,10 +142,11 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled, fitt
     config, key = run.config, student_key(run.config, labelled)
 
     def build(folder: Path) -> None:
-        student = start_student(run, taught)
         objective = Objective(config.distill, label_max(prepared.pairs))
-        if config.student.prune.any:
-            student = prune_student(run, student, labelled, objective)
+        with run.turn():
+            student = start_student(run, taught)
+            if config.student.prune.any:
+                student = prune_student(run, student, labelled, objective)
         plan = Fit(
             task="train",
             name=running_name(key),
