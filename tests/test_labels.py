@@ -328,6 +328,14 @@ def test_a_broken_commit_is_told_and_its_files_are_recovered(store, tmp_path, br
     assert verify(store).clean
 
 
+def test_a_broken_description_is_told(store, tmp_path):
+    store.append(table("a"))
+    (tmp_path / "labels" / "f00" / "teacher.json").write_text("{")
+    assert verify(store).problems == {"unreadable file": ["teacher.json"]}
+    with pytest.raises(DamagedError, match=r"teacher.json can't be read; remove it, and jobs.label writes it again"):
+        _ = store.teacher
+
+
 def test_labels_whose_commit_is_gone_are_recovered_by_compacting(store, tmp_path):
     store.append(table("a"))
     store.append(table("b"))

@@ -101,9 +101,9 @@ def open_index(folder: Path, field: str, student: str = "") -> ItemIndex:
         rows, vectors, width = (int(manifest[name]) for name in ("rows", "vectors", "width"))
         sizes = [(folder / name).stat().st_size for name in ("vectors.i8", "scales.f32")]
         whole = sizes[0] >= rows * vectors * width and sizes[1] >= 4 * rows * vectors
-        whole = whole and manifest["format"] == FORMAT and (folder / manifest["items"]).is_file()
-        made_by = str(manifest["student"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        whole = whole and manifest["format"] == FORMAT
+        index, made_by = ItemIndex(folder, manifest), str(manifest["student"])
+    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
         raise ModelError(f"{field}: {str(folder)!r} has no readable item index; make it again") from error
     if not whole:
         raise ModelError(f"{field}: the item index {str(folder)!r} is cut short or of another format; make it again")
@@ -112,7 +112,7 @@ def open_index(folder: Path, field: str, student: str = "") -> ItemIndex:
             f"{field}: the item index {str(folder)!r} comes from the student {made_by[:12]}…, not from {student[:12]}…;"
             " index the items with this one"
         )
-    return ItemIndex(folder, manifest)
+    return index
 
 
 def create_index(folder: Path, field: str, student: str, model: TowerModel, fields: Iterable[str]) -> ItemIndex:
@@ -121,11 +121,10 @@ def create_index(folder: Path, field: str, student: str, model: TowerModel, fiel
     Raises:
         ConfigError: something else is there.
     """
-    make_parent(folder, field)
     started = {"vectors.i8", "scales.f32"}  # as far as one gets that is killed here
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= started):
         raise ConfigError(f"{field}: {str(folder)!r} is there already and no item index; give a new folder")
-    folder.mkdir(exist_ok=True)
+    make_parent(folder / MANIFEST, field)
     for name in ("vectors.i8", "scales.f32"):
         (folder / name).touch()
     width = model.config.width or model.config.encoder_config.hidden_size

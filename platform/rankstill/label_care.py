@@ -19,7 +19,7 @@ from rankstill.label_files import (
     write_labels,
     write_rejects,
 )
-from rankstill.labels import COMMITS, RUNS, LabelRun, LabelStore
+from rankstill.labels import COMMITS, RUNS, TEACHER, LabelRun, LabelStore
 from rankstill.metrics import estimate, pairwise_accuracy, spearman
 from rankstill.schema import LABELS
 from rankstill.trees import is_file, list_files, list_folders, remove_folder
@@ -70,6 +70,10 @@ def verify(store: LabelStore) -> Audit:
         audit.found("unreadable commit", str(error).partition("damaged: ")[2].partition(" can't be read")[0])
         return audit
     audit.commits = len(commits)
+    try:
+        store.teacher  # noqa: B018 (which reads it)
+    except DamagedError:
+        audit.found("unreadable file", TEACHER)
     sound = []
     for file in (file for commit in commits for file in commit.files):
         audit.files += 1

@@ -68,8 +68,18 @@ class LabelStore:
 
     @property
     def teacher(self) -> dict[str, Any]:
-        """What the fingerprint stands for."""
-        return read_json(self.tree, TEACHER)
+        """What the fingerprint stands for.
+
+        Raises:
+            DamagedError: it can't be read.
+        """
+        try:
+            return read_json(self.tree, TEACHER)
+        except ValueError as error:
+            raise DamagedError(
+                f"the label store {self.where!r} is damaged: {TEACHER} can't be read; remove it, and jobs.label writes"
+                " it again"
+            ) from error
 
     def commits(self, replaced: bool = False) -> list[Commit]:
         """All commits that count, oldest first; with those that others have replaced if wanted.
