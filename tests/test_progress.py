@@ -54,6 +54,15 @@ def test_progress_tells_rate_and_time_left(clock):
     }
 
 
+def test_what_takes_minutes_has_a_rate(clock):
+    stream = io.StringIO()
+    reporter = Reporter(stream)
+    advance(reporter, 0)
+    clock[0] += 160
+    advance(reporter, 2)
+    assert lines(stream)[-1]["per_second"] == 0.013
+
+
 def test_progress_is_told_now_and_then_and_at_the_end(clock):
     stream = io.StringIO()
     reporter = Reporter(stream)

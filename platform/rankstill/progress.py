@@ -64,8 +64,9 @@ class Reporter:
         start = self._started.setdefault(event.task, now)
         done = self._done[event.task] = self._done.get(event.task, 0) + event.step
         rate = done / (now - start) if now > start else 0.0
+        shown = round(rate, 1) if rate >= 1 else float(f"{rate:.2g}")
         if self._bars:
-            note = " ".join([f"{rate:,.0f} {event.unit}/s", *(f"{k} {v}" for k, v in event.fields.items())])
+            note = " ".join([f"{shown:,} {event.unit}/s", *(f"{k} {v}" for k, v in event.fields.items())])
             if event.task not in self._tasks:
                 self._tasks[event.task] = self._bars.add_task(event.task, total=event.total, note="")
             self._bars.update(self._tasks[event.task], completed=done, total=event.total, note=note)
@@ -82,7 +83,7 @@ class Reporter:
                 "done": done,
                 "total": event.total,
                 "unit": event.unit,
-                "per_second": round(rate, 1),
+                "per_second": shown,
                 "seconds_left": left,
                 **event.fields,
             }
