@@ -59,6 +59,10 @@ def run(root, *overrides):
     return sweep(config, make_space(config))
 
 
+def stamps(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_trial_leaves_to_its_workers_what_they_train_with(workers, device):
@@ -98,10 +102,15 @@ def test_a_sweep_ends_in_a_registered_student_that_was_measured(swept, root):
     whole = finished[0].variants[0]
     assert whole.ndcg["value"] == pytest.approx(finished[0].best, abs=1e-3), "training measures the same"
     version = Registry(root).resolve("swept@challenger", "test")
-    assert version.folder == swept.winner.folder
-    assert swept.winner in swept.equal
+    choice, settled = swept.choice, files.settled()
+    assert version.folder == choice.winner.folder
+    assert choice.winner in choice.equal
+    for one in (choice.winner, *choice.pareto):
+        assert one.timing == settled[one.name], "forms in question were timed side by side"
+    told = {one["name"]: one["latency"] for one in json.loads((files.folder / "report.json").read_text())["variants"]}
+    assert told[choice.winner.name] == settled[choice.winner.name]["latency"]
     data = json.loads((files.folder / "report.json").read_text())
-    assert (data["winner"], data["state"], data["asked"]) == (swept.winner.name, "done", 3)
+    assert (data["winner"], data["state"], data["asked"]) == (choice.winner.name, "done", 3)
     assert {link["what"] for link in data["lineage"]} >= {"version swept/1", "student", "label store", "data"}
     assert len(data["agreement"]) == swept.test["models"]["student"]["pairs"]
     assert swept.test["models"]["student"]["queries"] == swept.test["models"]["teacher"]["queries"] > 0
@@ -112,12 +121,13 @@ def test_what_was_swept_is_not_trained_again_and_more_is_added(swept, root):
     from mlflow import MlflowClient
 
     folder = Path(swept.places["sweep"]) / "trials"
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    before, timed = stamps(folder), stamps(folder.parent)["timings.json"]
     again = run(root)
-    assert again.winner == swept.winner
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert again.choice == swept.choice
+    assert stamps(folder) == before
+    assert stamps(folder.parent)["timings.json"] == timed
     run(root, "sweep.trials=4")
-    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    after = stamps(folder)
     assert len(after) == 4
     assert before.items() <= after.items()
     client = MlflowClient(tracking_uri=Registry(root).uri)

@@ -18,9 +18,12 @@ from rankstill.rankers import Ranker, artifact_ranker, load_ranker, pick_device
 from rankstill.steps.run import Run, step_key
 from rankstill.steps.teach import judged_split
 from rankstill.storage import write_json
-from tune.select import overshoot
-from tune.trial import TrialPlan
+from tune.select import choose, overshoot, pareto
+from tune.trial import TrialPlan, time_forms
 from tune.trials import Trial, TrialFiles, Variant, variants_of
+
+CHEAPEST = 3
+"""Of the forms that can't be told from the best, so many are timed again."""
 
 
 def repeats_of_finalists(config: Config, files: TrialFiles) -> list[dict[str, Any]]:
@@ -55,6 +58,43 @@ def seeded(files: TrialFiles) -> list[tuple[Variant, pl.DataFrame]]:
             tables = [mean]
         found.append((variant, tables[0]))
     return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a sweep comes to on the valid queries."""
+
+    variants: list[Variant]
+    winner: Variant
+    equal: list[Variant]
+    """Forms within the budget that can't be told from the best, cheapest first; the winner leads them."""
+    pareto: list[Variant]
+
+
+def settle(run: Run, plan: TrialPlan, files: TrialFiles) -> Choice:
+    """Choose, after the forms in question were timed once more, side by side.
+
+    A trial is timed when it ends, and a machine may be faster at one time than at another. In question are the Pareto
+    set and the cheapest that can't be told from the best; where other times bring in another form, they are timed with
+    it again.
+
+    Raises:
+        BudgetError: nothing is within the budget.
+    """
+    budget = run.config.sweep.budget
+    found = seeded(files)
+    tables = {variant.name: table for variant, table in found}
+    settled = files.settled()
+    while True:
+        variants = [replace(one, timing=settled.get(one.name, one.timing)) for one, _ in found]
+        winner, equal = choose(variants, budget, tables)
+        front = pareto(variants, budget.candidates)
+        forms = {one.name: (one.artifact, one.runtime) for one in (*front, *equal[:CHEAPEST])}
+        if forms.keys() <= settled.keys():
+            return Choice(variants, winner, equal, front)
+        run.reporter.event("sweep", state="timing side by side", students=list(forms))
+        settled |= dict(zip(forms, time_forms(run, plan, list(forms.values())), strict=True))
+        files.settle(settled)
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,12 @@ from rankstill.steps.train import running_name
 from rankstill.storage import write_json, write_text
 from rankstill.sweep_config import Budget
 from rankstill.training import METRIC
-from tune.finals import look_at_test, repeats_of_finalists, seeded
+from tune.finals import Choice, look_at_test, repeats_of_finalists, settle
 from tune.report import report_sweep
 from tune.search import StudentSearch
-from tune.select import choose, pareto
 from tune.space import Space
 from tune.trial import TrialPlan, run_trial
-from tune.trials import Trial, TrialFiles, Variant
+from tune.trials import Trial, TrialFiles
 
 FREE = {"budget", "measured", "max_concurrent", "trials", "loggers", "stability", "finalists", "failures"}
 """Settings with which a sweep may go on that was begun without them."""
@@ -46,10 +45,11 @@ FREE = {"budget", "measured", "max_concurrent", "trials", "loggers", "stability"
 def winner_rows(swept: "Swept", budget: Budget) -> list[list[str]]:
     """Table rows of the Pareto set, best first, the winner marked; header first."""
     rows = [["student", "nDCG@10 (valid)", "95 % interval", f"p99 ms, {budget.candidates} items", "MB", ""]]
-    for one in swept.pareto if swept.winner in swept.pareto else [*swept.pareto, swept.winner]:
+    front, winner = swept.choice.pareto, swept.choice.winner
+    for one in front if winner in front else [*front, winner]:
         interval = f"{one.ndcg['low']:.4f} to {one.ndcg['high']:.4f}"
         cost = [f"{one.p99_ms(budget.candidates):.1f}", f"{one.bytes / 1e6:.1f}"]
-        rows.append([one.name, f"{one.ndcg['value']:.4f}", interval, *cost, "winner" if one == swept.winner else ""])
+        rows.append([one.name, f"{one.ndcg['value']:.4f}", interval, *cost, "winner" if one == winner else ""])
     return rows
 
 
@@ -57,10 +57,7 @@ def winner_rows(swept: "Swept", budget: Budget) -> list[list[str]]:
 class Swept:
     """What a sweep came to."""
 
-    winner: Variant
-    equal: list[Variant]
-    """Forms within the budget that can't be told from the best, cheapest first; the winner leads them."""
-    pareto: list[Variant]
+    choice: Choice
     test: dict[str, Any]
     """The winner, the teacher and BM25 on the test split."""
     places: dict[str, str]
@@ -91,38 +88,33 @@ def sweep(config: Config, space: Space) -> Swept:
         _search(run, space, files, plan, tell)
         if repeats := repeats_of_finalists(config, files):
             _tune(run, files, plan, len(repeats), {}, {"trial": ray.tune.grid_search(repeats)}, tell)
-        variants = seeded(files)
-        tables = {variant.name: table for variant, table in variants}
-        winner, equal = choose([one for one, _ in variants], config.sweep.budget, tables)
-        front = pareto([one for one, _ in variants], config.sweep.budget.candidates)
+        choice = settle(run, plan, files)
+        winner = choice.winner
         look = look_at_test(run, plan, winner)
         test = look.told()
         value = look.reports["student"]["metrics"][PRIMARY]["value"]
         student = run.root / "students" / files.read(winner.trial).student
         version = register(run, winner.folder, student, value, {"sweep": key})
-        report = tell(
-            variants=[one for one, _ in variants], winner=winner, look=look, links=list(lineage(run.root, version))
-        )
+        report = tell(variants=choice.variants, winner=winner, look=look, links=list(lineage(run.root, version)))
         places = {
             "sweep": str(files.folder),
             "report": str(report),
             "winner": winner.artifact,
             "registered": f"{version} ({', '.join(version.aliases)})",
         }
-        swept = Swept(winner, equal, front, test, places)
         write_json(
             files.folder / "winner.json",
             {
                 "winner": vars(winner),
                 "params": files.read(winner.trial).params,
-                "equal": [one.name for one in equal],
-                "pareto": [one.name for one in front],
+                "equal": [one.name for one in choice.equal],
+                "pareto": [one.name for one in choice.pareto],
                 "budget": config.sweep.budget.model_dump(),
                 "test": test,
                 "version": str(version),
             },
         )
-        return swept
+        return Swept(choice, test, places)
 
 
 class Chronicle:

@@ -3,6 +3,7 @@
 import gc
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -106,7 +107,7 @@ def _forms(run: Run, plan: TrialPlan, trained: Trained) -> list[Artifact]:
 
 def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: Artifact) -> Variant:
     """Judge one form on the valid queries, and time it alone."""
-    config, settings = run.config, run.config.sweep
+    config = run.config
     pairs = judged_split(plan.prepared.pairs, "valid")
     runtime = artifact.resolve(config.serve.runtime)
     with run.turn():
@@ -115,15 +116,16 @@ def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: 
         )
         report, table, _ = evaluate(ranker, pairs, "valid split")
     files.write_table(f"{name} {artifact.precision}", table)
-    timing = Timing(
-        artifacts=((str(artifact.folder), runtime),),
-        threads=settings.measure_cpus,
-        counts=settings.counts,
-        rankings=choose_rankings(pairs, max(settings.counts)),
-    )
-    if settings.measure_on:
-        there = ray.remote(num_cpus=0, resources={settings.measure_on: 0.001})(time_alone)
-        (timed,) = ray.get(there.remote(run.root, timing))
-    else:
-        (timed,) = time_alone(run.root, timing)
+    (timed,) = time_forms(run, plan, [(str(artifact.folder), runtime)])
     return Variant(name, artifact.precision, str(artifact.folder), runtime, report["metrics"][PRIMARY], timed)
+
+
+def time_forms(run: Run, plan: TrialPlan, forms: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Time artifacts, each a folder and a runtime, side by side on the machines that the sweep is to measure on."""
+    settings = run.config.sweep
+    rankings = choose_rankings(judged_split(plan.prepared.pairs, "valid"), max(settings.counts))
+    timing = Timing(tuple(forms), settings.measure_cpus, settings.counts, rankings)
+    if not settings.measure_on:
+        return time_alone(run.root, timing)
+    there = ray.remote(num_cpus=0, resources={settings.measure_on: 0.001})(time_alone)
+    return ray.get(there.remote(run.root, timing))

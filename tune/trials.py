@@ -18,6 +18,7 @@ STATUS: dict[State, Literal["FINISHED", "KILLED", "FAILED"]] = {
     "failed": "FAILED",
 }
 """MLflow's words for how a trial ended."""
+SETTLED = "timings.json"
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,15 @@ class TrialFiles:
             trial = replace(trial, state=state, reason=reason)
             self.write(trial)
         return trial
+
+    def settled(self) -> dict[str, dict[str, Any]]:
+        """What forms in question took when they were timed side by side, by name; see `tune.finals.settle`."""
+        path = self.folder / SETTLED
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def settle(self, timings: dict[str, dict[str, Any]]) -> None:
+        """Write what forms took, in place of what was written before."""
+        write_json(self.folder / SETTLED, timings)
 
     def write_table(self, variant: str, table: pl.DataFrame) -> None:
         """Write the metrics of each query of one form."""

@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.latencies --sweep STORAGE_ROOT/sweeps/KEY [--candidates 50] [--students 3] [--rounds 3]
 
-Of the cross-encoders that the sweep timed, so many are timed again, from the quickest to the slowest, each in a
-process of its own: with the sweep's own code and, by turns with it, with the tokenizers library and ONNX Runtime
-(int8) or OpenVINO (float32) on the exported model. Rankings and what is told of them are the sweep's: up to 9 parts of
-100 rankings of candidates that are drawn from the valid queries' pairs, and the median of their p50 and p99; of
-several rounds, the median. The machine is to do nothing else; one that is slower at times shows in what the sweep
-told, not in the others.
+Of the cross-encoders that the sweep timed side by side at its end, so many are timed again, from the quickest to the
+slowest, each in a process of its own: with the sweep's own code and, by turns with it, with the tokenizers library and
+ONNX Runtime (int8) or OpenVINO (float32) on the exported model. Rankings and what is told of them are the sweep's: up
+to 9 parts of 100 rankings of candidates that are drawn from the valid queries' pairs, and the median of their p50 and
+p99; of several rounds, the median. The machine is to do nothing else; one that is slower at times shows in what the
+sweep told, not in the others.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def main() -> None:
     if arguments.alone:
         print(json.dumps(_time(**json.load(sys.stdin))))
         return
-    if arguments.sweep is None or not (arguments.sweep / "trials").is_dir():
-        parser.error(f"--sweep is {str(arguments.sweep)!r}; give the folder of a sweep, STORAGE_ROOT/sweeps/KEY")
+    if arguments.sweep is None or not (arguments.sweep / "winner.json").exists():
+        parser.error(f"--sweep is {str(arguments.sweep)!r}; give the folder of a done sweep, STORAGE_ROOT/sweeps/KEY")
     rows = [["student", "form", "", "sweep ms", "now ms", "plain ms", "sweep / plain", "now / plain"]]
     for variant in _spread(arguments.sweep, arguments.candidates, arguments.students):
         told = variant.timing["latency"][str(arguments.candidates)]
@@ -66,8 +67,11 @@ def main() -> None:
 
 
 def _spread(sweep: Path, candidates: int, count: int) -> list[Variant]:
-    """So many of the cross-encoders that were timed, evenly from the quickest to the slowest."""
-    timed = [one for one in variants_of(TrialFiles(sweep).all()) if load_artifact(one.folder).family == "cross"]
+    """So many of the cross-encoders that were timed side by side, evenly from the quickest to the slowest."""
+    files = TrialFiles(sweep)
+    settled = files.settled()
+    timed = [replace(one, timing=settled[one.name]) for one in variants_of(files.all()) if one.name in settled]
+    timed = [one for one in timed if load_artifact(one.folder).family == "cross"]
     timed.sort(key=lambda one: one.p99_ms(candidates))
     return [timed[place] for place in sorted({*np.linspace(0, len(timed) - 1, count).round().astype(int).tolist()})]
 
