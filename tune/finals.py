@@ -75,8 +75,7 @@ def settle(run: Run, plan: TrialPlan, files: TrialFiles) -> Choice:
     """Choose, after the forms in question were timed once more, side by side.
 
     A trial is timed when it ends, and a machine may be faster at one time than at another. In question are the Pareto
-    set and the cheapest that can't be told from the best; where other times bring in another form, they are timed with
-    it again.
+    set and the cheapest that can't be told from the best; where new times bring in another form, all are timed again.
 
     Raises:
         BudgetError: nothing is within the budget.
@@ -89,11 +88,13 @@ def settle(run: Run, plan: TrialPlan, files: TrialFiles) -> Choice:
         variants = [replace(one, timing=settled.get(one.name, one.timing)) for one, _ in found]
         winner, equal = choose(variants, budget, tables)
         front = pareto(variants, budget.candidates)
-        forms = {one.name: (one.artifact, one.runtime) for one in (*front, *equal[:CHEAPEST])}
-        if forms.keys() <= settled.keys():
+        wanted = {one.name for one in (*front, *equal[:CHEAPEST])}
+        if wanted <= settled.keys():
             return Choice(variants, winner, equal, front)
+        wanted |= settled.keys()
+        forms = {one.name: (one.artifact, one.runtime) for one in variants if one.name in wanted}
         run.reporter.event("sweep", state="timing side by side", students=list(forms))
-        settled |= dict(zip(forms, time_forms(run, plan, list(forms.values())), strict=True))
+        settled = dict(zip(forms, time_forms(run, plan, list(forms.values())), strict=True))
         files.settle(settled)
 
 
