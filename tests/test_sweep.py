@@ -144,6 +144,12 @@ def test_what_was_swept_is_not_trained_again_and_more_is_added(swept, root):
             assert run_.data.metrics[f"{variant.precision}_bytes"] == variant.bytes
 
 
+def test_a_sweep_keeps_its_students_below_a_relative_root(swept, root, monkeypatch):
+    monkeypatch.chdir(root)
+    again = run(".", "sweep.stop_early=false", "sweep.trials=1", "sweep.precisions=[float32]")
+    assert again.choice.winner.folder.parent == root / "artifacts"
+
+
 def test_a_budget_that_nothing_meets_ends_with_the_nearest(swept, root):
     with pytest.raises(
         BudgetError, match=r"no student is within the budget; the nearest, 00.*over sweep\.budget\.bytes=1"

@@ -81,7 +81,8 @@ def sweep(config: Config, space: Space) -> Swept:
         key = step_key(labelled.key, described, searched, config.sweep.counts)
         files = TrialFiles(run.root / "sweeps" / key)
         write_text(files.folder / "config.yaml", dump_config(config))
-        plan = TrialPlan(config, prepared, taught, labelled, files.folder)
+        storage = config.storage.model_copy(update={"root": str(run.root)})  # Tune gives trials folders to work in
+        plan = TrialPlan(config.model_copy(update={"storage": storage}), prepared, taught, labelled, files.folder)
         reporter.event("sweep", state="started", folder=str(files.folder), stands=len(_ended(files)))
         teacher = gated.report["models"]["teacher"][PRIMARY]["value"]
         tell = Chronicle(registry, key, files, config, list(space.dimensions), teacher)
@@ -178,6 +179,7 @@ def _tune(
     settings, share = run.config.sweep, run.share
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     os.environ |= {"TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # where relative paths of the config would be others
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     on_gpu, spread = share.device == "cuda", share.workers > 1
     room = ray.cluster_resources().get("CPU", 1) // (share.workers * share.worker_cpus if spread else settings.cpus)
