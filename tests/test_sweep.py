@@ -106,7 +106,7 @@ def test_a_sweep_ends_in_a_registered_student_that_was_measured(swept, root):
     assert version.folder == choice.winner.folder
     assert choice.winner in choice.equal
     for one in (choice.winner, *choice.pareto):
-        assert one.timing == settled[one.name], "forms in question were timed side by side"
+        assert settled[one.name].items() <= one.timing.items(), "forms in question were timed side by side"
     told = {one["name"]: one["latency"] for one in json.loads((files.folder / "report.json").read_text())["variants"]}
     assert told[choice.winner.name] == settled[choice.winner.name]["latency"]
     data = json.loads((files.folder / "report.json").read_text())

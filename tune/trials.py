@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from rankstill.errors import DataError
 from rankstill.registry import Record
 from rankstill.storage import write_json
 
@@ -108,9 +109,15 @@ class TrialFiles:
 
     def read(self, name: str) -> Trial:
         """A trial as it stands."""
-        told = json.loads((self.folder / "trials" / f"{name}.json").read_text(encoding="utf-8"))
-        variants = tuple(Variant(**variant) for variant in told.pop("variants"))
-        return Trial(**{**told, "epochs": tuple(told["epochs"])}, variants=variants)
+        path = self.folder / "trials" / f"{name}.json"
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            variants = tuple(Variant(**variant) for variant in told.pop("variants"))
+            return Trial(**{**told, "epochs": tuple(told["epochs"])}, variants=variants)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"sweep: {str(path)!r} can't be read ({error}); remove it, another takes its place"
+            ) from error
 
     def all(self) -> list[Trial]:
         """All trials, in the order in which they were chosen."""
@@ -127,8 +134,10 @@ class TrialFiles:
 
     def settled(self) -> dict[str, dict[str, Any]]:
         """What forms in question took when they were timed side by side, by name; see `tune.finals.settle`."""
-        path = self.folder / SETTLED
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            return json.loads((self.folder / SETTLED).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # which is measured again
+            return {}
 
     def settle(self, timings: dict[str, dict[str, Any]]) -> None:
         """Write what forms took, in place of what was written before."""

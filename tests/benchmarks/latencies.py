@@ -70,7 +70,11 @@ def _spread(sweep: Path, candidates: int, count: int) -> list[Variant]:
     """So many of the cross-encoders that were timed side by side, evenly from the quickest to the slowest."""
     files = TrialFiles(sweep)
     settled = files.settled()
-    timed = [replace(one, timing=settled[one.name]) for one in variants_of(files.all()) if one.name in settled]
+    timed = [
+        replace(one, timing={**one.timing, **settled[one.name]})
+        for one in variants_of(files.all())
+        if one.name in settled
+    ]
     timed = [one for one in timed if load_artifact(one.folder).family == "cross"]
     timed.sort(key=lambda one: one.p99_ms(candidates))
     return [timed[place] for place in sorted({*np.linspace(0, len(timed) - 1, count).round().astype(int).tolist()})]
