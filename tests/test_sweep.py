@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from rankstill.artifacts import load_artifact
 from rankstill.cluster import Share
 from rankstill.configfile import load_config
-from rankstill.errors import BudgetError, RunError
+from rankstill.errors import BudgetError, DataError, RunError
 from rankstill.progress import Reporter
 from rankstill.quiet import QuietLock
 from rankstill.registry import Registry
@@ -170,6 +170,16 @@ def test_finalists_are_trained_again_with_other_seeds(swept, root):
 def test_trials_that_all_fail_alike_end_the_sweep_with_the_reason(swept, root):
     with pytest.raises(RunError, match=r"3 trials in a row failed for the same reason: .*at least 500 lists a step"):
         run(root, "sweep.trials=6", "train.lists=500", "train.accumulate=500")
+
+
+def test_a_damaged_trial_is_named_and_times_are_taken_again(tmp_path):
+    files = TrialFiles(tmp_path)
+    files.write(Trial(number=0, name="000", params={}))
+    (tmp_path / "trials" / "000.json").write_text('{"number": 0')
+    with pytest.raises(DataError, match=r"sweep: '.*000.json' can't be read .*; remove it, another takes its place"):
+        files.all()
+    (tmp_path / "timings.json").write_text("{")
+    assert files.settled() == {}
 
 
 def test_a_report_is_not_written_beside_what_is_timed(tmp_path):

@@ -10,7 +10,7 @@ import polars as pl
 
 from rankstill.errors import DataError
 from rankstill.registry import Record
-from rankstill.storage import write_json
+from rankstill.storage import write_json, written_aside
 
 State = Literal["begun", "finished", "stopped", "failed"]
 STATUS: dict[State, Literal["FINISHED", "KILLED", "FAILED"]] = {
@@ -145,7 +145,8 @@ class TrialFiles:
 
     def write_table(self, variant: str, table: pl.DataFrame) -> None:
         """Write the metrics of each query of one form."""
-        table.write_parquet(self.folder / "tables" / f"{variant}.parquet")
+        with written_aside(self.folder / "tables" / f"{variant}.parquet") as aside:
+            table.write_parquet(aside)
 
     def table(self, variant: Variant) -> pl.DataFrame:
         """Metrics of each query of one form (see `rankstill.metrics.per_query`)."""
