@@ -1,3 +1,4 @@
+import errno
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -51,6 +52,24 @@ def test_an_interrupt_says_that_the_work_is_kept(capsys):
 def test_an_error_that_nobody_foresaw_keeps_its_trace():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/file"), "no space left on device (/a/file)"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left on device"),
+        (RuntimeError("(sqlite3.OperationalError) database or disk is full"), "database or disk is full"),
+    ],
+)
+def test_a_full_disk_is_one_line_whoever_meets_it(capsys, error, said):
+    def main() -> None:
+        raise ValueError("not written") from error
+
+    with pytest.raises(SystemExit) as exit_:
+        run_command(main)
+    assert exit_.value.code == 1
+    assert capsys.readouterr() == ("", f"error: {said}; make room and run again, which continues where this stopped\n")
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, ModelError, AddressError, RunError])

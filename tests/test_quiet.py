@@ -14,9 +14,10 @@ def test_what_is_timed_waits_for_work_and_work_for_it(tmp_path):
             said.append("work ends")
 
     def more_work() -> None:
-        with QuietLock(tmp_path).shared():
+        with later.shared():
             said.append("more work")
 
+    later = QuietLock(tmp_path)
     first, second = threading.Thread(target=work), threading.Thread(target=more_work)
     first.start()
     begun.wait()
@@ -29,6 +30,10 @@ def test_what_is_timed_waits_for_work_and_work_for_it(tmp_path):
     for thread in (first, second):
         thread.join()
     assert said == ["work ends", "alone", "still alone", "more work"]
+    assert later.waited >= 0.29, "while the other was alone"
+    with later.shared():
+        time.sleep(0.2)
+    assert later.waited - 0.29 < 0.2, "what is done is no waiting"
 
 
 def test_work_is_done_side_by_side(tmp_path):

@@ -64,12 +64,13 @@ def test_a_range_has_no_size_and_whole_numbers_stay_whole():
 
 def test_every_student_that_may_come_is_named():
     found = space(space={"student.layers": {"choices": [1, 5]}, "student.family": {"choices": ["cross", "bi"]}})
-    assert {(one.layers, one.family) for one in found.students()} == {
+    assert {(one.layers, one.family) for one in found.students().values()} == {
         (1, "cross"),
         (5, "cross"),
         (3, "cross"),
         (3, "bi"),
     }
+    assert found.students()["config key 'sweep.space.student.layers' holds 5"].layers == 5
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,7 @@ def test_every_student_that_may_come_is_named():
         ({}, r"'sweep.space' is empty.*name settings to vary"),
         ({"distill.temprature": {"choices": [1]}}, r"'distill.temprature' is no setting; did you mean 'distill.temper"),
         ({"train.epochs": {"choices": [1], "when": {"studnt.init": 1}}}, r"'studnt.init' is no setting; did you mean"),
+        ({"distill.alpah": None}, r"'sweep.space.distill.alpah' is null, but preset 'none' varies no such setting"),
         ({"data.test": {"low": 0.1, "high": 0.2}}, r"share data and soft labels; vary student\.\*"),
         ({"train.epochs": {"choices": [1, "x"]}}, r"space\.train\.epochs' holds 'x'.*valid integer"),
         ({"distill.alpha": {"low": 0.5, "high": 2.0}}, r"distill\.alpha' holds 2\.0.*out of range"),

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from rankstill.errors import ConfigError
-from rankstill.storage import make_root, work_folder, write_json
+from rankstill.errors import ConfigError, DamagedError
+from rankstill.storage import check_sizes, make_root, work_folder, write_json, write_sizes
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path):
@@ -43,3 +43,23 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_holds_stays(tmp_p
         assert not left.exists()
         assert first.is_dir()
         assert second.is_dir()
+
+
+def test_a_folder_whose_files_were_cut_or_removed_is_damaged_and_one_with_more_is_not(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("whole")
+    check_sizes(tmp_path)  # of which nothing is known
+    write_sizes(tmp_path)
+    (tmp_path / "added later").write_text("x")
+    check_sizes(tmp_path)
+    (tmp_path / "model" / "weights").write_text("who")
+    with pytest.raises(
+        DamagedError, match=rf"'{tmp_path}/model/weights' holds 3 of 5 bytes; remove the folder '{tmp_path}'"
+    ):
+        check_sizes(tmp_path)
+    (tmp_path / "model" / "weights").unlink()
+    with pytest.raises(DamagedError, match="holds 0 of 5 bytes"):
+        check_sizes(tmp_path)
+    (tmp_path / ".sizes.json").write_text("{")
+    with pytest.raises(DamagedError, match=r"sizes.json' is no JSON; remove the folder"):
+        check_sizes(tmp_path)

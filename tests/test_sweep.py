@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from rankstill.artifacts import load_artifact
 from rankstill.cluster import Share
 from rankstill.configfile import load_config
-from rankstill.errors import BudgetError, DataError, RunError
+from rankstill.errors import BudgetError, DamagedError, RunError
 from rankstill.progress import Reporter
 from rankstill.quiet import QuietLock
 from rankstill.registry import Registry
@@ -25,7 +25,7 @@ from rankstill.steps.run import Run
 from tune.run import FailureStop, Watch, sweep, trial_needs
 from tune.space import make_space
 from tune.sweep import main
-from tune.trials import Trial, TrialFiles
+from tune.trials import Trial, TrialFiles, Variant
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -106,10 +106,12 @@ def test_a_sweep_ends_in_a_registered_student_that_was_measured(swept, root):
     assert version.folder == choice.winner.folder
     assert choice.winner in choice.equal
     for one in (choice.winner, *choice.pareto):
-        assert settled[one.name].items() <= one.timing.items(), "forms in question were timed side by side"
-    told = {one["name"]: one["latency"] for one in json.loads((files.folder / "report.json").read_text())["variants"]}
-    assert told[choice.winner.name] == settled[choice.winner.name]["latency"]
+        assert one.timing["latency"] | settled[one.name] == one.timing["latency"], (
+            "forms in question were timed side by side"
+        )
     data = json.loads((files.folder / "report.json").read_text())
+    told = {one["name"]: one["latency"] for one in data["variants"]}
+    assert told[choice.winner.name]["5"] == settled[choice.winner.name]["5"]
     assert (data["winner"], data["state"], data["asked"]) == (choice.winner.name, "done", 3)
     assert {link["what"] for link in data["lineage"]} >= {"version swept/1", "student", "label store", "data"}
     assert len(data["agreement"]) == swept.test["models"]["student"]["pairs"]
@@ -121,11 +123,11 @@ def test_what_was_swept_is_not_trained_again_and_more_is_added(swept, root):
     from mlflow import MlflowClient
 
     folder = Path(swept.places["sweep"]) / "trials"
-    before, timed = stamps(folder), stamps(folder.parent)["timings.json"]
+    before, timed = stamps(folder), stamps(folder.parent)["latencies.json"]
     again = run(root)
     assert again.choice == swept.choice
     assert stamps(folder) == before
-    assert stamps(folder.parent)["timings.json"] == timed
+    assert stamps(folder.parent)["latencies.json"] == timed
     run(root, "sweep.trials=4")
     after = stamps(folder)
     assert len(after) == 4
@@ -176,10 +178,16 @@ def test_a_damaged_trial_is_named_and_times_are_taken_again(tmp_path):
     files = TrialFiles(tmp_path)
     files.write(Trial(number=0, name="000", params={}))
     (tmp_path / "trials" / "000.json").write_text('{"number": 0')
-    with pytest.raises(DataError, match=r"sweep: '.*000.json' can't be read .*; remove it, another takes its place"):
+    with pytest.raises(DamagedError, match=r"sweep: '.*000.json' can't be read .*; remove it, another takes its place"):
         files.all()
-    (tmp_path / "timings.json").write_text("{")
+    (tmp_path / "latencies.json").write_text("{")
     assert files.settled() == {}
+    (tmp_path / "tables" / "000 float32.parquet").write_bytes(b"PAR1")
+    variant = Variant("000", "float32", "", "openvino", {}, {})
+    with pytest.raises(
+        DamagedError, match=r"'.*000 float32.parquet' can't be read; remove '.*000.json', another takes"
+    ):
+        files.table(variant)
 
 
 def test_a_report_is_not_written_beside_what_is_timed(tmp_path):

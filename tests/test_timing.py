@@ -10,7 +10,7 @@ from builders import tiny_cross_encoder
 
 from rankstill.errors import RunError
 from rankstill.exporting import export_artifact
-from rankstill.timing import PARTS, Timing, choose_rankings, rank_by_turns, time_alone
+from rankstill.timing import Timing, choose_rankings, quietly, rank_by_turns, time_alone
 
 PAIRS = pl.DataFrame({"query": ["red drill", "saw", "saw", "saw"], "text": ["a", "b", "c", "a"]})
 RANKINGS = choose_rankings(PAIRS, 4)
@@ -32,13 +32,31 @@ def test_artifacts_rank_by_turns_a_part_each(monkeypatch):
         asked.append((who, queries, texts))
 
     scores = [partial(score, who) for who in "ab"]
-    taken = rank_by_turns(scores, Timing((("a", "onnx"), ("b", "onnx")), 1, (2,), RANKINGS, part=3), 2)
-    assert taken.shape == (2, PARTS, 3)
-    assert taken == pytest.approx(np.full((2, PARTS, 3), 0.1)), "what a part begins with isn't timed"
-    assert [who for who, *_ in asked] == [*"aaaabbbb"] * PARTS
+    taken = rank_by_turns(scores, Timing((("a", "onnx"), ("b", "onnx")), 1, (2,), RANKINGS, part=3, parts=5), 2)
+    assert taken.shape == (2, 5, 3)
+    assert taken == pytest.approx(np.full((2, 5, 3), 0.1)), "what a part begins with isn't timed"
+    assert [who for who, *_ in asked] == [*"aaaabbbb"] * 5
     for place in range(4):
         assert asked[place][1:] == asked[4 + place][1:]
         assert [len(given) for given in asked[place][1:]] == [2, 2]
+
+
+def test_a_timing_ends_once_it_took_its_seconds(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("rankstill.timing.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def score(queries, texts):
+        clock[0] += 0.5
+
+    timing = Timing((("a", "onnx"),), 1, (2,), RANKINGS, part=4, parts=9, seconds=5.0)
+    assert rank_by_turns([score], timing, 2).shape == (1, 3, 4), "2 seconds a part"
+
+
+def test_parts_beside_other_work_count_little():
+    quiet = np.linspace(0.010, 0.020, 101)
+    parts = np.array([quiet, 2 * quiet, quiet, 2 * quiet, 2 * quiet])
+    assert quietly(parts, 50) == pytest.approx(0.015)
+    assert quietly(parts, 99) == pytest.approx(0.0199)
 
 
 def test_each_artifact_is_timed_in_its_runtime(tmp_path):

@@ -22,8 +22,8 @@ from tune.select import choose, overshoot, pareto
 from tune.trial import TrialPlan, time_forms
 from tune.trials import Trial, TrialFiles, Variant, variants_of
 
-SIDE_BY_SIDE = ("latency", "pairs_per_second")
-"""What is compared between forms that one process holds; what loading takes is told by processes of their own."""
+THOROUGH: dict[str, Any] = {"parts": 18, "seconds": 27.0}
+"""How long forms are timed side by side, of as many candidates as the budget is for."""
 CHEAPEST = 3
 """Of the forms that can't be told from the best, so many are timed again."""
 
@@ -87,7 +87,7 @@ def settle(run: Run, plan: TrialPlan, files: TrialFiles) -> Choice:
     tables = {variant.name: table for variant, table in found}
     settled = files.settled()
     while True:
-        variants = [replace(one, timing={**one.timing, **settled.get(one.name, {})}) for one, _ in found]
+        variants = [one.retimed(settled) for one, _ in found]
         winner, equal = choose(variants, budget, tables)
         front = pareto(variants, budget.candidates)
         wanted = {one.name for one in (*front, *equal[:CHEAPEST])}
@@ -96,8 +96,8 @@ def settle(run: Run, plan: TrialPlan, files: TrialFiles) -> Choice:
         wanted |= settled.keys()
         forms = {one.name: (one.artifact, one.runtime) for one in variants if one.name in wanted}
         run.reporter.event("sweep", state="timing side by side", students=list(forms))
-        timed = time_forms(run, plan, list(forms.values()))
-        settled = {name: {told: one[told] for told in SIDE_BY_SIDE} for name, one in zip(forms, timed, strict=True)}
+        timed = time_forms(run, plan, list(forms.values()), (budget.candidates,), **THOROUGH)
+        settled = {name: one["latency"] for name, one in zip(forms, timed, strict=True)}
         files.settle(settled)
 
 

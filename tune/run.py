@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,7 @@ def sweep(config: Config, space: Space) -> Swept:
         BudgetError: no student is within the budget.
         RunError: trials fail, again and again, for the same reason.
     """
-    with Reporter() as reporter:
+    with Reporter() as reporter, ExitStack() as held:
         run = Run(config, reporter)
         registry = Registry(run.root)  # which is refused now, where it can't be used, and not after the last trial
         prepared, taught = begin(run, space.students())
@@ -79,6 +80,7 @@ def sweep(config: Config, space: Space) -> Swept:
         described = config.model_dump(mode="json", include=told)
         searched = config.sweep.model_dump(mode="json", exclude=FREE)
         key = step_key(labelled.key, described, searched, config.sweep.counts)
+        held.enter_context(run.sole("sweeps", key))
         files = TrialFiles(run.root / "sweeps" / key)
         write_text(files.folder / "config.yaml", dump_config(config))
         storage = config.storage.model_copy(update={"root": str(run.root)})  # Tune gives trials folders to work in

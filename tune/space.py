@@ -79,13 +79,14 @@ class Space:
         needed = {other: wanted[0] if isinstance(wanted, list) else wanted for other, wanted in when}
         return self.config({**needed, key: value})
 
-    def students(self) -> list[Student]:
-        """The student's settings, each dimension at its choices or its ends, all others as they are."""
-        found = []
-        for key, dimension in self.dimensions.items():
-            if key.startswith("student."):
-                found += [self.at(key, value).student for value in dimension.values]
-        return found
+    def students(self) -> dict[str, Student]:
+        """The student's settings, each dimension at its choices or its ends, all others as they are, by which it is."""
+        return {
+            _place(key, value): self.at(key, value).student
+            for key, dimension in self.dimensions.items()
+            if key.startswith("student.")
+            for value in dimension.values
+        }
 
     @property
     def size(self) -> float:
@@ -121,9 +122,17 @@ def make_space(config: Config) -> Space:
     """The space of a config, each dimension tried at its choices or its ends.
 
     Raises:
-        ConfigError: nothing varies, a key that can't vary, a condition on what is unknown, or a value out of range.
+        ConfigError: nothing varies, a key that can't vary, a null for one that doesn't, a condition on what is unknown,
+            or a value out of range.
     """
-    given = {**PRESETS[config.sweep.preset], **config.sweep.space}
+    preset = PRESETS[config.sweep.preset]
+    for key, dimension in config.sweep.space.items():
+        if dimension is None and key not in preset:
+            raise ConfigError(
+                f"config key 'sweep.space.{key}' is null, but preset {config.sweep.preset!r} varies no such setting;"
+                " drop the key"
+            )
+    given = {**preset, **config.sweep.space}
     dimensions = {key: dimension for key, dimension in given.items() if dimension is not None}
     if not dimensions:
         raise ConfigError("config key 'sweep.space' is empty and sweep.preset is 'none'; name settings to vary")
@@ -145,8 +154,12 @@ def make_space(config: Config) -> Space:
             try:
                 space.at(key, value)
             except ConfigError as error:
-                raise ConfigError(f"config key 'sweep.space.{key}' holds {value!r}: {error}") from error
+                raise ConfigError(f"{_place(key, value)}: {error}") from error
     return space
+
+
+def _place(key: str, value: Any) -> str:
+    return f"config key 'sweep.space.{key}' holds {value!r}"
 
 
 def _ordered(dimensions: dict[str, Dimension]) -> dict[str, Dimension]:

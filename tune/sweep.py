@@ -23,6 +23,9 @@ def main() -> None:
 
     space = make_space(config)
     if arguments.dry_run:
+        from rankstill.steps.train import check_models
+
+        check_models(config, space.students())
         rows = [[key, _spans(one), _conditions(one)] for key, one in space.dimensions.items()]
         print(format_table([["setting", "values", "where"], *rows]))
         print(f"{min(config.sweep.trials, space.size)} students, up to {config.train.epochs} epochs each")

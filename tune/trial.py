@@ -2,6 +2,7 @@
 
 import gc
 import os
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +57,7 @@ def run_trial(given: dict[str, Any], plan: TrialPlan) -> None:
         trial = _student(files, name, given["trial"]["params"], plan)
     except Exception as error:
         reason = str(error) if isinstance(error, RankstillError) else f"{type(error).__name__}: {error}"
-        trial = replace(files.read(name), state="failed", reason=" ".join(reason.split())[:500])
+        trial = replace(files.read(name), state="failed", reason=textwrap.shorten(reason, 500, placeholder=" …"))
     files.write(trial)
     ray.tune.report({METRIC: trial.best, "epoch": len(trial.epochs)})
 
@@ -64,18 +65,18 @@ def run_trial(given: dict[str, Any], plan: TrialPlan) -> None:
 def _student(files: TrialFiles, name: str, params: Params, plan: TrialPlan) -> Trial:
     config = with_settings(plan.config, params)
     settings = config.sweep
-    begun = time.monotonic()
-
-    def told(metrics: dict[str, float]) -> None:
-        nonlocal begun
-        trial = files.read(name)
-        now = time.monotonic()
-        files.write(replace(trial, epochs=(*trial.epochs, metrics), seconds=trial.seconds + now - begun))
-        begun = now
-        ray.tune.report({METRIC: metrics[METRIC], "epoch": int(metrics["epoch"])})
-
     with Path(os.devnull).open("w") as nowhere:
         run = Run(config, Reporter(nowhere))
+        begun = _worked(run)
+
+        def told(metrics: dict[str, float]) -> None:
+            nonlocal begun
+            trial = files.read(name)
+            now = _worked(run)
+            files.write(replace(trial, epochs=(*trial.epochs, metrics), seconds=trial.seconds + now - begun))
+            begun = now
+            ray.tune.report({METRIC: metrics[METRIC], "epoch": int(metrics["epoch"])})
+
         files.write(replace(files.read(name), student=student_key(config, plan.labelled)))
         if run.share.workers > 1:
             fitter = partial(fit, callbacks=[TuneReportCallback()])
@@ -84,10 +85,15 @@ def _student(files: TrialFiles, name: str, params: Params, plan: TrialPlan) -> T
         trained = train(run, plan.prepared, plan.taught, plan.labelled, fitter)
         trial = files.read(name)
         epochs = tuple(history(trained.folder))
-        seconds = trial.seconds if trial.epochs else time.monotonic() - begun
+        seconds = trial.seconds if trial.epochs else _worked(run) - begun
         forms = _forms(run, plan, trained)
         variants = tuple(_measure(run, plan, files, name, artifact) for artifact in forms)
     return replace(trial, state="finished", epochs=epochs, seconds=seconds, variants=variants)
+
+
+def _worked(run: Run) -> float:
+    """Seconds, of which only differences mean anything; they stand still while the trial waits for its turn."""
+    return time.monotonic() - run.waited
 
 
 def _forms(run: Run, plan: TrialPlan, trained: Trained) -> list[Artifact]:
@@ -116,15 +122,20 @@ def _measure(run: Run, plan: TrialPlan, files: TrialFiles, name: str, artifact: 
         )
         report, table, _ = evaluate(ranker, pairs, "valid split")
     files.write_table(f"{name} {artifact.precision}", table)
-    (timed,) = time_forms(run, plan, [(str(artifact.folder), runtime)])
+    (timed,) = time_forms(run, plan, [(str(artifact.folder), runtime)], config.sweep.counts)
     return Variant(name, artifact.precision, str(artifact.folder), runtime, report["metrics"][PRIMARY], timed)
 
 
-def time_forms(run: Run, plan: TrialPlan, forms: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Time artifacts, each a folder and a runtime, side by side on the machines that the sweep is to measure on."""
+def time_forms(
+    run: Run, plan: TrialPlan, forms: Sequence[tuple[str, str]], counts: tuple[int, ...], **thoroughness: Any
+) -> list[dict[str, Any]]:
+    """Time artifacts, each a folder and a runtime, side by side on the machines that the sweep is to measure on.
+
+    `thoroughness` is `parts` and `seconds` of a `Timing`.
+    """
     settings = run.config.sweep
     rankings = choose_rankings(judged_split(plan.prepared.pairs, "valid"), max(settings.counts))
-    timing = Timing(tuple(forms), settings.measure_cpus, settings.counts, rankings)
+    timing = Timing(tuple(forms), settings.measure_cpus, counts, rankings, **thoroughness)
     if not settings.measure_on:
         return time_alone(run.root, timing)
     there = ray.remote(num_cpus=0, resources={settings.measure_on: 0.001})(time_alone)

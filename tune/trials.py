@@ -1,14 +1,14 @@
 """What became of each trial of a sweep, a file each, written whole: whoever starts again knows what is done."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
-from rankstill.errors import DataError
+from rankstill.errors import DamagedError
 from rankstill.registry import Record
 from rankstill.storage import write_json, written_aside
 
@@ -19,7 +19,7 @@ STATUS: dict[State, Literal["FINISHED", "KILLED", "FAILED"]] = {
     "failed": "FAILED",
 }
 """MLflow's words for how a trial ended."""
-SETTLED = "timings.json"
+SETTLED = "latencies.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Variant:
         """Milliseconds within which 99 of 100 rankings are done."""
         return self.timing["latency"][str(candidates)]["p99_ms"]
 
+    def retimed(self, latencies: Mapping[str, dict[str, Any]]) -> "Variant":
+        """With what `latencies` tells of it in place of its own; see `TrialFiles.settled`."""
+        latency = {**self.timing["latency"], **latencies.get(self.name, {})}
+        return replace(self, timing={**self.timing, "latency": latency})
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -66,7 +71,7 @@ class Trial:
     epochs: tuple[dict[str, float], ...] = ()
     """What each epoch came to on the valid queries."""
     seconds: float = 0.0
-    """Spent on training."""
+    """Spent on training, but not on waiting while something was timed."""
     reason: str = ""
     """Why it failed."""
     repeats: str = ""
@@ -105,17 +110,20 @@ class TrialFiles:
 
     def write(self, trial: Trial) -> None:
         """Write a trial as it stands."""
-        write_json(self.folder / "trials" / f"{trial.name}.json", asdict(trial))
+        write_json(self._path(trial.name), asdict(trial))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "trials" / f"{name}.json"
 
     def read(self, name: str) -> Trial:
         """A trial as it stands."""
-        path = self.folder / "trials" / f"{name}.json"
+        path = self._path(name)
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             variants = tuple(Variant(**variant) for variant in told.pop("variants"))
             return Trial(**{**told, "epochs": tuple(told["epochs"])}, variants=variants)
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
+            raise DamagedError(
                 f"sweep: {str(path)!r} can't be read ({error}); remove it, another takes its place"
             ) from error
 
@@ -133,15 +141,15 @@ class TrialFiles:
         return trial
 
     def settled(self) -> dict[str, dict[str, Any]]:
-        """What forms in question took when they were timed side by side, by name; see `tune.finals.settle`."""
+        """Latencies by count of forms that were timed side by side, by name; see `tune.finals.settle`."""
         try:
             return json.loads((self.folder / SETTLED).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):  # which is measured again
             return {}
 
-    def settle(self, timings: dict[str, dict[str, Any]]) -> None:
+    def settle(self, latencies: dict[str, dict[str, Any]]) -> None:
         """Write what forms took, in place of what was written before."""
-        write_json(self.folder / SETTLED, timings)
+        write_json(self.folder / SETTLED, latencies)
 
     def write_table(self, variant: str, table: pl.DataFrame) -> None:
         """Write the metrics of each query of one form."""
@@ -150,7 +158,14 @@ class TrialFiles:
 
     def table(self, variant: Variant) -> pl.DataFrame:
         """Metrics of each query of one form (see `rankstill.metrics.per_query`)."""
-        return pl.read_parquet(self.folder / "tables" / f"{variant.name}.parquet")
+        path = self.folder / "tables" / f"{variant.name}.parquet"
+        try:
+            return pl.read_parquet(path)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            trial = str(self._path(variant.trial))
+            raise DamagedError(
+                f"sweep: {str(path)!r} can't be read; remove {trial!r}, another takes its place"
+            ) from error
 
 
 def variants_of(trials: Sequence[Trial]) -> list[Variant]:

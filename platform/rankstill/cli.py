@@ -1,6 +1,7 @@
 """What every command shares: arguments, exit codes, and the table at its end."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -10,6 +11,9 @@ from typing import NoReturn
 
 from rankstill.configfile import describe_fields
 from rankstill.errors import RankstillError
+
+FULL_DISK = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
+"""How the system, and SQLite, say that there is no room."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,7 +66,23 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; the same command continues where this one stopped", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if full := _full_disk(error):
+            print(f"error: {full}; make room and run again, which continues where this stopped", file=sys.stderr)
+            sys.exit(1)
+        raise
     sys.exit(0)
+
+
+def _full_disk(error: BaseException | None) -> str:
+    """What an error says of a disk without room, where that is behind it; libraries have errors of their own for it."""
+    while error is not None:
+        found = next((text for text in FULL_DISK if text in str(error)), "")
+        if found:
+            place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+            return found[0].lower() + found[1:] + place
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import ray
 
 from rankstill.config import Resources
-from rankstill.errors import ConfigError, RunError
+from rankstill.errors import ConfigError, RunError, in_brief
 
 PREEMPTION = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Of Ray Train, which starts a process for each training that asks whether the nodes are to be taken away."""
@@ -57,7 +57,7 @@ def connect() -> None:
             os.environ.setdefault(HEALTH_CHECK, "0.3")
             ray.init(address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_brief(error)
         where = f"RAY_ADDRESS={address!r} doesn't answer" if address else "a local Ray cluster doesn't start"
         raise RunError(f"{where} ({reason}); start a cluster with `ray start --head` and set RAY_ADDRESS") from error
     if threading.current_thread() is threading.main_thread():

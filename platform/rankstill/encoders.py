@@ -17,7 +17,7 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from rankstill.errors import ModelError
+from rankstill.errors import ModelError, in_brief
 from rankstill.model_config import RandomModel
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -174,7 +174,7 @@ def loading(name: str | Path, field: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_brief(error)
         raise ModelError(f"{field}: {str(name)!r} can't be loaded ({reason}); give a whole model folder") from error
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -15,6 +15,8 @@ Every message is one line that names the field, its value and the remedy. Each e
 message, so it survives the pickling between Ray processes.
 """
 
+import textwrap
+
 
 class RankstillError(Exception):
     """Base of every error that this project raises on purpose."""
@@ -62,3 +64,8 @@ class DamagedError(RunError):
 
 class GateError(RankstillError):
     """A model that is not good enough to go on with."""
+
+
+def in_brief(error: BaseException) -> str:
+    """What an error of a library says, on one line of at most 200 characters."""
+    return textwrap.shorten(str(error), 200, placeholder=" …")

@@ -18,7 +18,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from rankstill.errors import ConfigError, DamagedError
+from rankstill.errors import ConfigError, DamagedError, in_brief
 from rankstill.journal import Journal, sync
 from rankstill.merging import RETENTION, merge, merge_aside
 from rankstill.schema import EVENTS, IMPRESSIONS
@@ -317,7 +317,7 @@ def _hash(key: str) -> bytes:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return in_brief(error)
 
 
 def _sync(folder: Path, version: int) -> None:

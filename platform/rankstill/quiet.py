@@ -3,6 +3,7 @@
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +23,17 @@ class QuietLock:
         folder.mkdir(mode=0o700, exist_ok=True)
         name = digest(str(root), size=8)
         self._gate, self._floor = (folder / f"{name}.{part}" for part in ("gate", "floor"))
+        self.waited = 0.0
+        """Seconds that `shared` waited, so far."""
 
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Beside other work."""
+        start = time.monotonic()
         with _locked(self._gate, fcntl.LOCK_SH):
             pass
         with _locked(self._floor, fcntl.LOCK_SH):
+            self.waited += time.monotonic() - start
             yield
 
     @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rankstill.errors import ConfigError, ModelError
+from rankstill.errors import ConfigError, ModelError, in_brief
 from rankstill.storage import make_root
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -74,7 +74,7 @@ class Registry:
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             self._client.search_registered_models(max_results=1)
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = in_brief(error)
             raise ConfigError(
                 f"the registry {self.uri} can't be used ({reason}); see to it, or name another with MLFLOW_TRACKING_URI"
             ) from error

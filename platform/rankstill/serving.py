@@ -10,7 +10,7 @@ import requests
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from ray.exceptions import AuthenticationError
 
-from rankstill.errors import RunError
+from rankstill.errors import RunError, in_brief
 from rankstill.served import Served, Version
 
 APP, INGRESS = "rankstill", "Ingress"
@@ -34,7 +34,7 @@ class Serving:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> RunError:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_brief(error)
         return RunError(
             f"Ray Serve can't be reached at {self.address} ({reason}); start it, or set RAY_DASHBOARD_ADDRESS"
         )

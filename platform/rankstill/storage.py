@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rankstill.errors import ConfigError
+from rankstill.errors import ConfigError, DamagedError
+
+SIZES = ".sizes.json"
 
 
 def make_root(root: str | Path) -> Path:
@@ -77,6 +79,32 @@ def work_folder(root: Path, name: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_sizes(folder: Path) -> None:
+    """Write down what is in a folder, for `check_sizes`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    write_json(folder / SIZES, {str(path.relative_to(folder)): path.stat().st_size for path in files})
+
+
+def check_sizes(folder: Path) -> None:
+    """Make sure that a folder's files are as long as they were; what came later may be there too.
+
+    Raises:
+        DamagedError: they aren't.
+    """
+    remedy = f"remove the folder {str(folder)!r} and run again, which makes it anew"
+    try:
+        sizes = json.loads((folder / SIZES).read_text(encoding="utf-8"))
+    except FileNotFoundError:  # of a folder from before sizes were written
+        return
+    except ValueError as error:
+        raise DamagedError(f"{str(folder / SIZES)!r} is no JSON; {remedy}") from error
+    for name, size in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.exists() else 0
+        if found != size:
+            raise DamagedError(f"{str(path)!r} holds {found:,} of {size:,} bytes; {remedy}")
 
 
 def _is_alive(pid: int) -> bool:

@@ -21,8 +21,10 @@ from rankstill.quiet import QuietLock
 if TYPE_CHECKING:  # what is timed here loads its models alone
     import polars as pl
 
-WARM_UP, PARTS, SECONDS = 5, 9, 8.0
-"""Rankings before timing; parts timed of each size, at most; and the time after which fewer do."""
+WARM_UP = 5
+"""Rankings before timing."""
+QUIET_SHARE = 25
+"""Percent of the parts of a timing that are taken to have had the machine for themselves."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,18 @@ class Timing:
     """Queries, each with the texts of as many items as the largest count."""
     part: int = 100
     """Rankings of a part; fewer tell the median alone."""
+    parts: int = 9
+    """Of each size, at most."""
+    seconds: float = 8.0
+    """Of an artifact and size, after which fewer parts do."""
 
 
 def time_alone(root: Path, timing: Timing) -> list[dict[str, Any]]:
     """Time each artifact in a new process, while work of the same storage root on this machine pauses.
 
-    `latency` has p50_ms and p99_ms by count, tokenising included; p99 is the median of those of up to nine parts, so
-    that a burst of other work on the machine doesn't count. `pairs_per_second` is of the largest count; `load_seconds`
-    and `resident_bytes` are what loading and warming up take; `bytes` is the model file's size.
+    `latency` has p50_ms and p99_ms by count, tokenising included: the lower quartile of those of the parts, so that
+    other work on the machine, even half of the time, counts little. `pairs_per_second` is of the largest count;
+    `load_seconds` and `resident_bytes` are what loading and warming up take; `bytes` is the model file's size.
 
     Raises:
         RunError: the process failed.
@@ -82,10 +88,15 @@ def time_here(timing: Timing) -> list[dict[str, Any]]:
         found.append({"latency": {}, "pairs_per_second": 0.0, **told})
     for count in sorted(timing.counts):
         for told, taken in zip(found, rank_by_turns([one.score for one in scorers], timing, count), strict=True):
-            p50, p99 = float(np.median(taken)), float(np.median(np.percentile(taken, 99, axis=1)))
+            p50, p99 = quietly(taken, 50), quietly(taken, 99)
             told["latency"][str(count)] = {"p50_ms": round(p50 * 1000, 3), "p99_ms": round(p99 * 1000, 3)}
             told["pairs_per_second"] = round(count / p50, 1)
     return found
+
+
+def quietly(taken: NDArray[np.float64], percent: int) -> float:
+    """A percentile of times, [parts, rankings], as it is while nothing else runs."""
+    return float(np.percentile(np.percentile(taken, percent, axis=1), QUIET_SHARE))
 
 
 def rank_by_turns(scores: Sequence[Any], timing: Timing, count: int) -> NDArray[np.float64]:
@@ -95,7 +106,7 @@ def rank_by_turns(scores: Sequence[Any], timing: Timing, count: int) -> NDArray[
     takes up to twice the time. What a part begins with isn't timed for the same reason.
     """
     parts: list[list[list[float]]] = []
-    while not parts or (len(parts) < PARTS and np.sum(parts) < SECONDS * len(scores)):
+    while not parts or (len(parts) < timing.parts and np.sum(parts) < timing.seconds * len(scores)):
         parts.append([])
         for score in scores:
             taken = []

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from pyarrow import ArrowException, fs
 
-from rankstill.errors import ConfigError
+from rankstill.errors import ConfigError, in_brief
 
 
 def open_tree(location: str, field: str, make: bool = False) -> fs.SubTreeFileSystem:
@@ -30,7 +30,7 @@ def open_tree(location: str, field: str, make: bool = False) -> fs.SubTreeFileSy
         if make:
             base.create_dir(path, recursive=True)
     except (OSError, ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_brief(error)
         raise ConfigError(f"{field}: {shown(location)!r} can't be opened ({reason}); give a folder, or a URL with its"
                           " credentials in the environment") from error  # fmt: skip
     return fs.SubTreeFileSystem(path, base)

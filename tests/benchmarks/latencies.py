@@ -5,9 +5,8 @@
 Of the cross-encoders that the sweep timed side by side at its end, so many are timed again, from the quickest to the
 slowest, each in a process of its own: with the sweep's own code and, by turns with it, with the tokenizers library and
 ONNX Runtime (int8) or OpenVINO (float32) on the exported model. Rankings and what is told of them are the sweep's: up
-to 9 parts of 100 rankings of candidates that are drawn from the valid queries' pairs, and the median of their p50 and
-p99; of several rounds, the median. The machine is to do nothing else; one that is slower at times shows in what the
-sweep told, not in the others.
+to 18 parts of 100 rankings of candidates that are drawn from the valid queries' pairs, and the lower quartile of their
+p50 and p99; of several rounds, the median. The machine is to do nothing else.
 """
 
 import argparse
@@ -18,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +28,10 @@ from rankstill.artifacts import load_artifact
 from rankstill.cli import format_table
 from rankstill.steps.teach import judged_split
 from rankstill.timing import Timing, choose_rankings, time_alone
+from tune.finals import THOROUGH
 from tune.trials import TrialFiles, Variant, variants_of
 
-PARTS, PART = 9, 100
+PARTS, PART, QUIET_SHARE = 18, 100, 25
 
 
 def main() -> None:
@@ -70,11 +69,7 @@ def _spread(sweep: Path, candidates: int, count: int) -> list[Variant]:
     """So many of the cross-encoders that were timed side by side, evenly from the quickest to the slowest."""
     files = TrialFiles(sweep)
     settled = files.settled()
-    timed = [
-        replace(one, timing={**one.timing, **settled[one.name]})
-        for one in variants_of(files.all())
-        if one.name in settled
-    ]
+    timed = [one.retimed(settled) for one in variants_of(files.all()) if one.name in settled]
     timed = [one for one in timed if load_artifact(one.folder).family == "cross"]
     timed.sort(key=lambda one: one.p99_ms(candidates))
     return [timed[place] for place in sorted({*np.linspace(0, len(timed) - 1, count).round().astype(int).tolist()})]
@@ -88,7 +83,7 @@ def _rankings(variant: Variant, sweep: Path) -> tuple[tuple[str, tuple[str, ...]
 
 
 def _time_as_sweeps_do(variant: Variant, rankings: Any, candidates: int, threads: int) -> dict[str, float]:
-    timing = Timing(((variant.artifact, variant.runtime),), threads, (candidates,), rankings)
+    timing = Timing(((variant.artifact, variant.runtime),), threads, (candidates,), rankings, **THOROUGH)
     with tempfile.TemporaryDirectory() as root:
         return time_alone(Path(root), timing)[0]["latency"][str(candidates)]
 
@@ -150,7 +145,8 @@ def _time(
             start = time.perf_counter()
             rank(query, texts)
             taken_PR[part, max(place, 0)] = 1000 * (time.perf_counter() - start)
-    return {"p50_ms": float(np.median(taken_PR)), "p99_ms": float(np.median(np.percentile(taken_PR, 99, axis=1)))}
+    p50, p99 = np.percentile(np.percentile(taken_PR, (50, 99), axis=1), QUIET_SHARE, axis=1)
+    return {"p50_ms": float(p50), "p99_ms": float(p99)}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a pipeline and a sweep begin with: data, a teacher that passes its gate, and soft labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from rankstill.model_config import Student
 from rankstill.schema import SPLITS
@@ -12,7 +13,7 @@ from rankstill.steps.teach import Taught, judged_split, teach
 from rankstill.steps.train import check_models
 
 
-def begin(run: Run, further: Sequence[Student] = ()) -> tuple[Prepared, Taught]:
+def begin(run: Run, further: Mapping[str, Student] = MappingProxyType({})) -> tuple[Prepared, Taught]:
     """Data and teacher; what a later step would refuse, of `further` students too, is refused before hours of work.
 
     Raises:

@@ -11,10 +11,12 @@ from pathlib import Path
 from rankstill.cluster import Share, connect, share_of
 from rankstill.config import Config
 from rankstill.configfile import dump_config
+from rankstill.lease import Lease
 from rankstill.progress import Reporter
 from rankstill.quiet import QuietLock
-from rankstill.storage import make_root, work_folder
+from rankstill.storage import check_sizes, make_root, work_folder, write_sizes
 from rankstill.text import digest
+from rankstill.trees import open_tree
 
 
 @dataclass(frozen=True)
@@ -38,32 +40,59 @@ class Run:
         self.reporter.event("cluster", state="connected", **vars(share))
         return share
 
+    @cached_property
+    def _quiet(self) -> QuietLock:
+        return QuietLock(self.root)
+
     def turn(self) -> AbstractContextManager[None]:
         """Beside other work of this root, but not while something is timed; never within another turn."""
-        return QuietLock(self.root).shared()
+        return self._quiet.shared()
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this process spent waiting for its turns, so far."""
+        return self._quiet.waited
+
+    def sole(self, kind: str, key: str) -> AbstractContextManager[object]:
+        """No other run makes the same meanwhile; one that does is waited for, of which the reporter is told.
+
+        Within a turn only where what is made takes none, or both would wait for each other.
+        """
+        lease = Lease(open_tree(str(self.root), "storage.root"), f"partial/{kind}-{key}.lease")
+        return lease.held(lambda holder: self.reporter.event(kind, state="waiting", maker=holder))
 
     def step(self, kind: str, key: str, build: Callable[[Path], object]) -> Path:
         """The folder <root>/<kind>/<key>, built unless it stands.
 
         `build` fills a folder aside, which is renamed when it is whole: what stands is complete.
+
+        Raises:
+            DamagedError: it stands, but what is in it was cut off or removed.
         """
         folder = self.root / kind / key
-        if folder.is_dir():
-            self.reporter.event(kind, state="stands", path=str(folder))
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with self.sole(kind, key):
+                if not folder.is_dir():
+                    self._make(kind, key, folder, build)
+                    return folder
+        check_sizes(folder)
+        self.reporter.event(kind, state="stands", path=str(folder))
+        return folder
+
+    def _make(self, kind: str, key: str, folder: Path, build: Callable[[Path], object]) -> None:
         self.reporter.event(kind, state="started")
         with work_folder(self.root, f"{kind}-{key}") as aside:
             (aside / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
             build(aside)
+            write_sizes(aside)
             try:
                 os.replace(aside, folder)
             except OSError:
                 if not folder.is_dir():
                     raise
-                # Another run made the same meanwhile; its output is as good.
+                # Another host made the same, since this one had seemed dead; its output is as good.
         self.reporter.event(kind, state="done", path=str(folder))
-        return folder
 
 
 def step_key(*inputs: object) -> str:

@@ -1,8 +1,9 @@
 """Distil the teacher into a student."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import polars as pl
 
@@ -10,7 +11,7 @@ from rankstill.batches import tokenise_lists
 from rankstill.config import Config
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.encoders import find_encoder
-from rankstill.errors import ConfigError
+from rankstill.errors import ConfigError, InputError
 from rankstill.features import FeatureMatcher
 from rankstill.labels import store_at
 from rankstill.model_config import Student, TeacherMember
@@ -78,8 +79,10 @@ def prune_student(run: Run, student: CrossEncoder, labelled: Labelled, objective
     return prune(student, run.config.student.prune, lists, parts, objective)
 
 
-def check_models(config: Config, further: Sequence[Student] = ()) -> None:
+def check_models(config: Config, further: Mapping[str, Student] = MappingProxyType({})) -> None:
     """Refuse, before hours of work, a teacher that can't be loaded and students that can't be made.
+
+    Further students than the config's are told by where their settings are from.
 
     Raises:
         InputError: a folder is no model, or what the settings ask of teacher and student doesn't fit them.
@@ -106,14 +109,22 @@ def check_models(config: Config, further: Sequence[Student] = ()) -> None:
             f"student.grades is {student.grades} and distill.grades.alpha asks for the teacher's, which tells"
             f" {grades or 'no'} grades apart; give that number, or set distill.grades.alpha=0"
         )
-    for one in (student, *(resolved_student(config, other) for other in further)):
-        if main is None and one.init in ("teacher", "random"):
-            continue
-        made = make_student(one, main, config.train.seed)
-        if one.prune.any:
-            prunable(made)
-        if config.distill.features.any and main is not None:
-            FeatureMatcher(made, main, config.distill.features)
+    _check_student(config, student, main)
+    for place, other in further.items():
+        try:
+            _check_student(config, resolved_student(config, other), main)
+        except InputError as error:
+            raise type(error)(f"{place}: {error}") from error
+
+
+def _check_student(config: Config, student: Student, main: CrossEncoder | None) -> None:
+    if main is None and student.init in ("teacher", "random"):
+        return
+    made = make_student(student, main, config.train.seed)
+    if student.prune.any:
+        prunable(made)
+    if config.distill.features.any and main is not None:
+        FeatureMatcher(made, main, config.distill.features)
 
 
 def _load_ready(member: TeacherMember, name: str, field: str) -> None:
