@@ -52,6 +52,20 @@ def test_of_those_that_can_not_be_told_apart_the_cheapest_wins():
     assert (winner, equal) == (near, [near, best])
 
 
+def test_of_those_that_cost_about_the_same_the_best_wins():
+    tables = {f"{name} float32": table(np.random.default_rng(0).uniform(0.5, 1.0, 300)) for name in "abcde"}
+    ours = [
+        variant("a", 0.70, 20, 100),
+        variant("b", 0.72, 21.9, 109),
+        variant("c", 0.71, 21, 100),
+        variant("d", 0.74, 22.1, 100),
+        variant("e", 0.75, 21, 111),
+    ]
+    winner, equal = choose(ours, Budget(), tables)
+    assert winner.trial == "b", "neither 'd', which is slower, nor 'e', which is larger"
+    assert [one.trial for one in equal] == ["a", "c", "e", "b", "d"]
+
+
 def test_a_budget_that_nothing_meets_names_the_nearest_and_by_how_much_it_misses():
     variants = [variant("a", 0.9, 120, 2000), variant("b", 0.8, 66, 1500)]
     with pytest.raises(BudgetError) as caught:

@@ -69,7 +69,7 @@ class Choice:
     variants: list[Variant]
     winner: Variant
     equal: list[Variant]
-    """Forms within the budget that can't be told from the best, cheapest first; the winner leads them."""
+    """Forms within the budget that can't be told from the best, cheapest first."""
     pareto: list[Variant]
 
 
@@ -77,7 +77,8 @@ def settle(run: Run, plan: TrialPlan, files: TrialFiles) -> Choice:
     """Choose, after the forms in question were timed once more, side by side.
 
     A trial is timed when it ends, and a machine may be faster at one time than at another. In question are the Pareto
-    set and the cheapest that can't be told from the best; where new times bring in another form, all are timed again.
+    set, the winner, and the cheapest that can't be told from the best; where new times bring in another form, all are
+    timed again.
 
     Raises:
         BudgetError: nothing is within the budget.
@@ -90,7 +91,7 @@ def settle(run: Run, plan: TrialPlan, files: TrialFiles) -> Choice:
         variants = [one.retimed(settled) for one, _ in found]
         winner, equal = choose(variants, budget, tables)
         front = pareto(variants, budget.candidates)
-        wanted = {one.name for one in (*front, *equal[:CHEAPEST])}
+        wanted = {one.name for one in (*front, winner, *equal[:CHEAPEST])}
         if wanted <= settled.keys():
             return Choice(variants, winner, equal, front)
         wanted |= settled.keys()

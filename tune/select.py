@@ -11,6 +11,9 @@ from rankstill.sweep_config import Budget
 from rankstill.training import METRIC
 from tune.trials import Variant
 
+ABOUT = 1.1
+"""Costs within this factor can't be told apart: timings of one form differ by as much."""
+
 
 def pareto(variants: Sequence[Variant], candidates: int) -> list[Variant]:
     """Forms that no other one matches in nDCG@10, time and bytes and beats in one of them; best nDCG@10 first."""
@@ -45,8 +48,8 @@ def choose(
     """The winner and those within the budget that can't be told from the best of them, cheapest first.
 
     The best has the highest nDCG@10. Another one equals it where the paired interval of their difference over
-    queries holds zero (`tables` by the form's name, see `rankstill.metrics.per_query`). The winner is the cheapest of
-    these: the fastest, then the smallest.
+    queries holds zero (`tables` by the form's name, see `rankstill.metrics.per_query`). The cheapest of these is the
+    fastest, then the smallest; of those that cost about as much, in time and in bytes, the best wins.
 
     Raises:
         BudgetError: nothing is within the budget; it names the nearest and by how much it misses.
@@ -61,7 +64,9 @@ def choose(
         if variant is best or paired_difference(tables[variant.name], tables[best.name], METRIC).high >= 0
     ]
     equal.sort(key=lambda variant: (variant.p99_ms(budget.candidates), variant.bytes))
-    return equal[0], equal
+    time, size = ABOUT * equal[0].p99_ms(budget.candidates), ABOUT * equal[0].bytes
+    as_cheap = [variant for variant in equal if variant.p99_ms(budget.candidates) <= time and variant.bytes <= size]
+    return max(as_cheap, key=lambda variant: variant.ndcg["value"]), equal
 
 
 def _nearest(variants: Sequence[Variant], budget: Budget) -> str:
