@@ -46,20 +46,22 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_holds_stays(tmp_p
 
 
 def test_a_folder_whose_files_were_cut_or_removed_is_damaged_and_one_with_more_is_not(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_text("whole")
-    check_sizes(tmp_path)  # of which nothing is known
-    write_sizes(tmp_path)
-    (tmp_path / "added later").write_text("x")
-    check_sizes(tmp_path)
-    (tmp_path / "model" / "weights").write_text("who")
+    aside, folder = tmp_path / "aside", tmp_path / "folder"
+    (aside / "model").mkdir(parents=True)
+    (aside / "model" / "weights").write_text("whole")
+    check_sizes(aside)  # of which nothing is known
+    write_sizes(aside, folder)
+    aside.rename(folder)
+    (folder / "added later").write_text("x")
+    check_sizes(folder)
+    (folder / "model" / "weights").write_text("who")
     with pytest.raises(
-        DamagedError, match=rf"'{tmp_path}/model/weights' holds 3 of 5 bytes; remove the folder '{tmp_path}'"
+        DamagedError, match=rf"'{folder}/model/weights' holds 3 of 5 bytes; remove the folder '{folder}"
     ):
-        check_sizes(tmp_path)
-    (tmp_path / "model" / "weights").unlink()
+        check_sizes(folder)
+    (folder / "model" / "weights").unlink()
     with pytest.raises(DamagedError, match="holds 0 of 5 bytes"):
-        check_sizes(tmp_path)
-    (tmp_path / ".sizes.json").write_text("{")
+        check_sizes(folder)
+    (tmp_path / ".folder.sizes.json").write_text("{")
     with pytest.raises(DamagedError, match=r"sizes.json' is no JSON; remove the folder"):
-        check_sizes(tmp_path)
+        check_sizes(folder)

@@ -14,8 +14,6 @@ from typing import Any
 
 from rankstill.errors import ConfigError, DamagedError
 
-SIZES = ".sizes.json"
-
 
 def make_root(root: str | Path) -> Path:
     """The storage root as an absolute folder that exists and can be written.
@@ -81,10 +79,10 @@ def work_folder(root: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_sizes(folder: Path) -> None:
-    """Write down what is in a folder, for `check_sizes`."""
+def write_sizes(folder: Path, place: Path) -> None:
+    """Write down what is in a folder that is about to be moved to `place`, for `check_sizes`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    write_json(folder / SIZES, {str(path.relative_to(folder)): path.stat().st_size for path in files})
+    write_json(_sizes_of(place), {str(path.relative_to(folder)): path.stat().st_size for path in files})
 
 
 def check_sizes(folder: Path) -> None:
@@ -95,16 +93,21 @@ def check_sizes(folder: Path) -> None:
     """
     remedy = f"remove the folder {str(folder)!r} and run again, which makes it anew"
     try:
-        sizes = json.loads((folder / SIZES).read_text(encoding="utf-8"))
+        sizes = json.loads(_sizes_of(folder).read_text(encoding="utf-8"))
     except FileNotFoundError:  # of a folder from before sizes were written
         return
     except ValueError as error:
-        raise DamagedError(f"{str(folder / SIZES)!r} is no JSON; {remedy}") from error
+        raise DamagedError(f"{str(_sizes_of(folder))!r} is no JSON; {remedy}") from error
     for name, size in sizes.items():
         path = folder / name
         found = path.stat().st_size if path.exists() else 0
         if found != size:
             raise DamagedError(f"{str(path)!r} holds {found:,} of {size:,} bytes; {remedy}")
+
+
+def _sizes_of(folder: Path) -> Path:
+    """Beside the folder, whose files may be counted and hashed by others."""
+    return folder.with_name(f".{folder.name}.sizes.json")
 
 
 def _is_alive(pid: int) -> bool:

@@ -85,7 +85,7 @@ class Run:
         with work_folder(self.root, f"{kind}-{key}") as aside:
             (aside / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
             build(aside)
-            write_sizes(aside)
+            write_sizes(aside, folder)
             try:
                 os.replace(aside, folder)
             except OSError:
