@@ -20,7 +20,7 @@ from rankstill.steps.teach import judged_split
 from rankstill.storage import write_json
 from tune.select import choose, overshoot, pareto
 from tune.trial import TrialPlan, time_forms
-from tune.trials import Trial, TrialFiles, Variant, variants_of
+from tune.trials import Trial, TrialFiles, Variant, quieter, variants_of
 
 THOROUGH: dict[str, Any] = {"parts": 18, "seconds": 27.0}
 """How long forms are timed side by side, of as many candidates as the budget is for."""
@@ -78,7 +78,7 @@ def settle(run: Run, plan: TrialPlan, files: TrialFiles) -> Choice:
 
     A trial is timed when it ends, and a machine may be faster at one time than at another. In question are the Pareto
     set, the winner, and the cheapest that can't be told from the best; where new times bring in another form, all are
-    timed again.
+    timed again. Of several timings of a form the quietest counts.
 
     Raises:
         BudgetError: nothing is within the budget.
@@ -98,7 +98,7 @@ def settle(run: Run, plan: TrialPlan, files: TrialFiles) -> Choice:
         forms = {one.name: (one.artifact, one.runtime) for one in variants if one.name in wanted}
         run.reporter.event("sweep", state="timing side by side", students=list(forms))
         timed = time_forms(run, plan, list(forms.values()), (budget.candidates,), **THOROUGH)
-        settled = {name: one["latency"] for name, one in zip(forms, timed, strict=True)}
+        settled = {name: quieter(one["latency"], settled.get(name)) for name, one in zip(forms, timed, strict=True)}
         files.settle(settled)
 
 

@@ -21,6 +21,18 @@ STATUS: dict[State, Literal["FINISHED", "KILLED", "FAILED"]] = {
 """MLflow's words for how a trial ended."""
 SETTLED = "latencies.json"
 
+Latency = dict[str, dict[str, float]]
+"""p50_ms and p99_ms by count of candidates."""
+
+
+def quieter(one: Latency, other: Latency | None) -> Latency:
+    """What one timing tells, or another one where less ran beside that; counts are those of the first."""
+    there = other or {}
+    return {
+        count: {name: min(value, there.get(count, told)[name]) for name, value in told.items()}
+        for count, told in one.items()
+    }
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -54,10 +66,11 @@ class Variant:
         """Milliseconds within which 99 of 100 rankings are done."""
         return self.timing["latency"][str(candidates)]["p99_ms"]
 
-    def retimed(self, latencies: Mapping[str, dict[str, Any]]) -> "Variant":
-        """With what `latencies` tells of it in place of its own; see `TrialFiles.settled`."""
-        latency = {**self.timing["latency"], **latencies.get(self.name, {})}
-        return replace(self, timing={**self.timing, "latency": latency})
+    def retimed(self, latencies: Mapping[str, Latency]) -> "Variant":
+        """With the quieter of its own latencies and of those told of it; see `TrialFiles.settled`."""
+        return replace(
+            self, timing={**self.timing, "latency": quieter(self.timing["latency"], latencies.get(self.name))}
+        )
 
 
 @dataclass(frozen=True)
@@ -140,14 +153,14 @@ class TrialFiles:
             self.write(trial)
         return trial
 
-    def settled(self) -> dict[str, dict[str, Any]]:
-        """Latencies by count of forms that were timed side by side, by name; see `tune.finals.settle`."""
+    def settled(self) -> dict[str, Latency]:
+        """Latencies of forms that were timed side by side, by name; see `tune.finals.settle`."""
         try:
             return json.loads((self.folder / SETTLED).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):  # which is measured again
             return {}
 
-    def settle(self, latencies: dict[str, dict[str, Any]]) -> None:
+    def settle(self, latencies: dict[str, Latency]) -> None:
         """Write what forms took, in place of what was written before."""
         write_json(self.folder / SETTLED, latencies)
 

@@ -6,13 +6,12 @@ Of the cross-encoders that the sweep timed side by side at its end, so many are 
 slowest, each in a process of its own: with the sweep's own code and, by turns with it, with the tokenizers library and
 ONNX Runtime (int8) or OpenVINO (float32) on the exported model. Rankings and what is told of them are the sweep's: up
 to 18 parts of 100 rankings of candidates that are drawn from the valid queries' pairs, and the lower quartile of their
-p50 and p99; of several rounds, the median. The machine is to do nothing else.
+p50 and p99; of several rounds, the quietest. The machine is to do nothing else.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -58,7 +57,7 @@ def main() -> None:
             now = _time_as_sweeps_do(variant, rankings, arguments.candidates, arguments.threads)
             rounds.append((now, _time_alone(variant, rankings, arguments.candidates, arguments.threads)))
         for name in ("p50_ms", "p99_ms"):
-            now, plain = (statistics.median(one[side][name] for one in rounds) for side in (0, 1))
+            now, plain = (min(one[side][name] for one in rounds) for side in (0, 1))
             form = f"{variant.precision}, {variant.runtime}"
             cells = [f"{value:.1f}" for value in (told[name], now, plain)]
             rows.append([variant.trial, form, name[:3], *cells, f"{told[name] / plain:.2f}", f"{now / plain:.2f}"])
