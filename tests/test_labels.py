@@ -98,6 +98,13 @@ def test_another_teacher_has_labels_of_its_own(store, tmp_path):
     assert lacking(other, pairs("a"), tmp_path / "aside") == ["a"]
 
 
+def test_labels_under_the_name_of_another_teacher_are_refused(store, tmp_path):
+    store.append(table("a"))
+    (tmp_path / "labels" / "f00").rename(tmp_path / "labels" / "f11")
+    with pytest.raises(DataError, match=r"labels/f11' holds labels of another teacher, f00; move the folder away"):
+        open_store(str(tmp_path / "labels"), "f11", {"base": "random"})
+
+
 def test_the_same_pair_twice_is_missing_once(store, tmp_path):
     ((bucket, frame),) = store.missing(pairs("a", "b", "a", "a"), tmp_path / "aside")
     assert bucket == ""

@@ -73,6 +73,14 @@ def test_a_trial_leaves_to_its_workers_what_they_train_with(workers, device):
     assert needs.get("gpu", 0) == (1 if workers == 1 and device == "cuda" else 0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _hasty():
+    """Side by side, forms are timed for seconds, and not for minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tune.finals.THOROUGH", {"parts": 2, "seconds": 2.0})
+        yield
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tmp_path_factory.mktemp("sweep")

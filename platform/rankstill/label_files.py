@@ -57,6 +57,8 @@ class Commit:
     """What else its manifest says: the time, the data, the speed."""
     replaces: tuple[str, ...] = ()
     """Runs whose files it holds in place of theirs."""
+    teacher: str = ""
+    """Fingerprint of whose labels they are."""
 
     @property
     def rows(self) -> int:

@@ -97,7 +97,7 @@ class LabelStore:
             known = {"run", "fingerprint", "rows", "files", "replaces"}
             files = tuple(StoredFile(**file) for file in record["files"])
             told = {name: value for name, value in record.items() if name not in known}
-            return Commit(record["run"], files, told, tuple(record["replaces"]))
+            return Commit(record["run"], files, told, tuple(record["replaces"]), record["fingerprint"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self.damaged(path, error) from error
 
@@ -229,8 +229,8 @@ class LabelRun:
             RunError: another writer has taken over.
         """
         self.lease.check()
-        made = Commit(self.run, tuple(files), {"committed_at": _now(), **told}, tuple(replaces))
-        record = {"run": self.run, "fingerprint": self.store.fingerprint, "rows": made.rows, **made.told}
+        made = Commit(self.run, tuple(files), {"committed_at": _now(), **told}, tuple(replaces), self.store.fingerprint)
+        record = {"run": self.run, "fingerprint": made.teacher, "rows": made.rows, **made.told}
         record |= {"replaces": list(replaces), "files": [asdict(file) for file in files]}
         write_whole(self.store.tree, f"{COMMITS}/{self.run}.json", json.dumps(record, indent=1).encode())
         return made
@@ -245,7 +245,7 @@ def open_store(
 
     Raises:
         ConfigError: the location can't be used.
-        DataError: no store is there.
+        DataError: no store is there, or one of another teacher.
     """
     store = store_at(location, fingerprint, teacher is not None, field)
     try:
@@ -257,6 +257,11 @@ def open_store(
         if teacher is None:
             raise DataError(f"{store.where!r} is no label store (it has no {TEACHER}); give the folder of one teacher")
         write_whole(store.tree, TEACHER, json.dumps(dict(teacher), indent=1, ensure_ascii=False).encode())
+    if fingerprint and (others := {commit.teacher for commit in store.commits()} - {fingerprint}):
+        raise DataError(
+            f"{field}: {store.where!r} holds labels of another teacher, {min(others)}; move the folder away, or rename"
+            " it to that"
+        )
     return store
 
 
