@@ -185,19 +185,21 @@ def test_a_damaged_registry_is_named(monkeypatch, tmp_path):
         Registry(tmp_path)
 
 
-def test_writers_at_the_same_time_lose_nothing(registry, artifact, tmp_path):
+def test_writers_at_the_same_time_lose_nothing_even_the_first(artifact, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folders = [artifact(f"many{number}") for number in range(4)]
     script = (
         "import sys; from pathlib import Path; from rankstill.registry import Registry;"
         " Registry(Path(sys.argv[1])).register('many', Path(sys.argv[2]), {})"
     )
-    root = Path(registry.uri.removeprefix("sqlite:///")).parent.parent
     writers = [
-        subprocess.Popen([sys.executable, "-c", script, str(root), str(folder)], env={**os.environ, "PYTHONPATH": PATH})
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path), str(folder)], env={**os.environ, "PYTHONPATH": PATH}
+        )
         for folder in folders
     ]
     assert [writer.wait() for writer in writers] == [0] * 4
-    found = registry.versions("many")
+    found = Registry(tmp_path).versions("many")
     assert [version.number for version in found] == [1, 2, 3, 4]
     assert {version.folder for version in found} == {folder.resolve() for folder in folders}
 

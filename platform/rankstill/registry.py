@@ -71,8 +71,9 @@ class Registry:
         self._lock = folder / "lock"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / FILE.name}"
         try:
-            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            self._client.search_registered_models(max_results=1)
+            with self._alone():  # or two that come first both make the tables
+                self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                self._client.search_registered_models(max_results=1)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             reason = in_brief(error)
             raise ConfigError(
