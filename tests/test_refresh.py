@@ -125,7 +125,7 @@ def test_a_worse_student_is_registered_with_the_reasons_and_no_challenger(refres
     strict = refreshed.config.model_copy(update={"refresh": asked})
     visited(refreshed.log, refreshed.shop, 300, drifted=0.5, seed=1)
     registry, lists = Registry(strict.storage.folder), strict.storage.folder / "lists"
-    challenger, before = registry.resolve("shop@challenger", "test"), set(lists.glob("[!.]*"))
+    challenger, before = registry.resolve("shop@challenger", "test"), set(lists.iterdir())
     told, _, _ = lists_of(refreshed)
     assert 0 < told["labelled anew"] < told["pairs"]
     with Reporter() as reporter:
@@ -133,7 +133,7 @@ def test_a_worse_student_is_registered_with_the_reasons_and_no_challenger(refres
         learnt = engine.loop.state.learnt
         with engine.loop.alone():
             engine.once(canary=True)
-    (new,) = set(lists.glob("[!.]*")) - before
+    (new,) = set(lists.iterdir()) - before
     again = json.loads((new / "fresh.json").read_text())
     assert again["labelled anew"] < 0.2 * again["pairs"]
     assert again["drift"]["stability"]["queries"] is not None

@@ -46,22 +46,22 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_holds_stays(tmp_p
 
 
 def test_a_folder_whose_files_were_cut_or_removed_is_damaged_and_one_with_more_is_not(tmp_path):
-    aside, folder = tmp_path / "aside", tmp_path / "folder"
-    (aside / "model").mkdir(parents=True)
-    (aside / "model" / "weights").write_text("whole")
-    check_sizes(aside)  # of which nothing is known
-    write_sizes(aside, folder)
-    aside.rename(folder)
+    folder, sizes = tmp_path / "folder", tmp_path / "sizes" / "folder.json"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "weights").write_text("whole")
+    check_sizes(folder, sizes)  # of which nothing is known
+    write_sizes(folder, sizes)
+    assert [path.name for path in folder.iterdir()] == ["model"]
     (folder / "added later").write_text("x")
-    check_sizes(folder)
+    check_sizes(folder, sizes)
     (folder / "model" / "weights").write_text("who")
     with pytest.raises(
         DamagedError, match=rf"'{folder}/model/weights' holds 3 of 5 bytes; remove the folder '{folder}"
     ):
-        check_sizes(folder)
+        check_sizes(folder, sizes)
     (folder / "model" / "weights").unlink()
     with pytest.raises(DamagedError, match="holds 0 of 5 bytes"):
-        check_sizes(folder)
-    (tmp_path / ".folder.sizes.json").write_text("{")
-    with pytest.raises(DamagedError, match=r"sizes.json' is no JSON; remove the folder"):
-        check_sizes(folder)
+        check_sizes(folder, sizes)
+    sizes.write_text("{")
+    with pytest.raises(DamagedError, match=r"folder.json' is no JSON; remove the folder"):
+        check_sizes(folder, sizes)

@@ -79,13 +79,14 @@ def work_folder(root: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_sizes(folder: Path, place: Path) -> None:
-    """Write down what is in a folder that is about to be moved to `place`, for `check_sizes`."""
+def write_sizes(folder: Path, sizes: Path) -> None:
+    """Write down how long each file in a folder is, for `check_sizes`; nothing is added to the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    write_json(_sizes_of(place), {str(path.relative_to(folder)): path.stat().st_size for path in files})
+    sizes.parent.mkdir(parents=True, exist_ok=True)
+    write_json(sizes, {str(path.relative_to(folder)): path.stat().st_size for path in files})
 
 
-def check_sizes(folder: Path) -> None:
+def check_sizes(folder: Path, sizes: Path) -> None:
     """Make sure that a folder's files are as long as they were; what came later may be there too.
 
     Raises:
@@ -93,21 +94,16 @@ def check_sizes(folder: Path) -> None:
     """
     remedy = f"remove the folder {str(folder)!r} and run again, which makes it anew"
     try:
-        sizes = json.loads(_sizes_of(folder).read_text(encoding="utf-8"))
+        known = json.loads(sizes.read_text(encoding="utf-8"))
     except FileNotFoundError:  # of a folder from before sizes were written
         return
     except ValueError as error:
-        raise DamagedError(f"{str(_sizes_of(folder))!r} is no JSON; {remedy}") from error
-    for name, size in sizes.items():
+        raise DamagedError(f"{str(sizes)!r} is no JSON; {remedy}") from error
+    for name, size in known.items():
         path = folder / name
         found = path.stat().st_size if path.exists() else 0
         if found != size:
             raise DamagedError(f"{str(path)!r} holds {found:,} of {size:,} bytes; {remedy}")
-
-
-def _sizes_of(folder: Path) -> Path:
-    """Beside the folder, whose files may be counted and hashed by others."""
-    return folder.with_name(f".{folder.name}.sizes.json")
 
 
 def _is_alive(pid: int) -> bool:

@@ -76,16 +76,20 @@ class Run:
                 if not folder.is_dir():
                     self._make(kind, key, folder, build)
                     return folder
-        check_sizes(folder)
+        check_sizes(folder, self._sizes(kind, key))
         self.reporter.event(kind, state="stands", path=str(folder))
         return folder
+
+    def _sizes(self, kind: str, key: str) -> Path:
+        """Apart from the folders of its kind, whose files others may list and hash."""
+        return self.root / "sizes" / kind / f"{key}.json"
 
     def _make(self, kind: str, key: str, folder: Path, build: Callable[[Path], object]) -> None:
         self.reporter.event(kind, state="started")
         with work_folder(self.root, f"{kind}-{key}") as aside:
             (aside / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
             build(aside)
-            write_sizes(aside, folder)
+            write_sizes(aside, self._sizes(kind, key))
             try:
                 os.replace(aside, folder)
             except OSError:
