@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -55,6 +56,10 @@ def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         text=True,
         timeout=300,
     )
+
+
+def events_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
 
 
 @pytest.fixture(scope="module")
@@ -292,10 +297,12 @@ def test_label_commands_refuse_what_they_cannot_use(arguments, told):
     assert result.stderr.count("\n") == 1
 
 
-def test_items_of_a_late_student_are_indexed_and_kept_up_to_date(made, config, tmp_path):
+def test_items_of_a_late_student_are_indexed_and_kept_up_to_date(made, config, tmp_path, capsys):
     late = {"family": "late", "vectors": 4, "width": 16, "layers": 1}
     student = config.student.model_copy(update=late)
     trained = run_until(config.model_copy(update={"student": student}), "export")
+    evaluated = [event["model"] for event in events_of(capsys) if event.get("state") == "evaluating"]
+    assert evaluated == ["student"], "teacher and BM25 are as they were"
     artifact = load_artifact(Path(trained.places["artifact"]))
     assert artifact.manifest["family"] == "late"
     titles = pl.read_parquet(Path(made.places["data"], "items.parquet")).head(30)
@@ -348,7 +355,7 @@ def test_no_query_of_the_test_split_is_learnt_from(made):
 def test_a_second_run_skips_every_step(made, config, capsys):
     again = run_until(config)
     assert again.places == made.places
-    events = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    events = events_of(capsys)
     states = {event["event"]: event["state"] for event in events}
     steps = ("data", "teachers", "lists", "students", "reports", "artifacts")
     assert {step: states[step] for step in steps} == dict.fromkeys(steps, "stands")

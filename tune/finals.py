@@ -1,10 +1,6 @@
 """The end of a sweep: its best students trained again with other seeds, and the winner's one look at the test split."""
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +8,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from rankstill.config import Config
-from rankstill.evaluation import PRIMARY, evaluate
+from rankstill.evaluation import PRIMARY
 from rankstill.metrics import METRICS, Estimate, estimate, paired_difference, retention
-from rankstill.rankers import Ranker, artifact_ranker, load_ranker, pick_device
-from rankstill.steps.run import Run, step_key
+from rankstill.rankers import artifact_ranker, pick_device
+from rankstill.steps.held_out import HeldOut
+from rankstill.steps.run import Run
 from rankstill.steps.teach import judged_split
-from rankstill.storage import write_json
 from tune.select import choose, overshoot, pareto
 from tune.trial import TrialPlan, time_forms
 from tune.trials import Trial, TrialFiles, Variant, quieter, variants_of
@@ -129,30 +125,20 @@ class FinalLook:
 
 def look_at_test(run: Run, plan: TrialPlan, winner: Variant) -> FinalLook:
     """Score the test split with the winner, and with the teacher and BM25 where that isn't done."""
-    pairs = judged_split(plan.prepared.pairs, "test")
+    held_out = HeldOut(run, plan.prepared)
     device = pick_device(run.config.resources.device)
     budget = run.config.labels.budget(device)
-    makers = {
-        "teacher": (plan.taught.key, lambda: load_ranker(str(plan.taught.folder), "teacher", run.root, device, budget)),
-        "student": (
-            f"{winner.folder.name} {winner.runtime}",
-            lambda: artifact_ranker("student", winner.folder, winner.runtime, device, budget),
-        ),
-        "bm25": ("bm25", lambda: load_ranker("bm25", "bm25", run.root)),
-    }
+    student = held_out.evaluate(
+        "student",
+        f"{winner.folder.name} {winner.runtime}",
+        lambda: artifact_ranker("student", winner.folder, winner.runtime, device, budget),
+    )
+    found = {"teacher": held_out.teacher(plan.taught), "student": student, "bm25": held_out.bm25()}
     learnt = judged_split(plan.prepared.pairs, "train")["item_id"].unique()
-    look = FinalLook(pairs, {}, {}, {}, ~pairs["item_id"].is_in(learnt.implode()))
-    for role, (identity, make) in makers.items():
-        folder = run.step("tests", step_key(identity, plan.prepared.key), partial(_score, run, role, make, pairs))
-        look.reports[role] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        look.tables[role] = pl.read_parquet(folder / "table.parquet")
-        look.scores[role] = pl.read_parquet(folder / "scores.parquet")["score"].to_numpy()
-    return look
-
-
-def _score(run: Run, role: str, make: Callable[[], Ranker], pairs: pl.DataFrame, folder: Path) -> None:
-    run.reporter.event("tests", state="evaluating", model=role, pairs=pairs.height)
-    found = evaluate(make(), pairs, "test split")
-    write_json(folder / "report.json", found.report)
-    found.table.write_parquet(folder / "table.parquet")
-    pairs.select("pair_id", score=pl.Series(found.scores_B)).write_parquet(folder / "scores.parquet")
+    return FinalLook(
+        held_out.pairs,
+        {role: one.report for role, one in found.items()},
+        {role: one.table for role, one in found.items()},
+        {role: one.scores_B for role, one in found.items()},
+        ~held_out.pairs["item_id"].is_in(learnt.implode()),
+    )

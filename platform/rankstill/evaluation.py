@@ -32,16 +32,9 @@ class Evaluated(NamedTuple):
 def evaluate(ranker: Ranker, pairs: pl.DataFrame, judgements: str) -> Evaluated:
     """The report of one ranker on B judged pairs (schema PAIRS), its `per_query` table, and its scores.
 
-    The report's `pairs_per_second` is the median of up to five passes over the pairs (of one, where that takes long),
-    tokenising included, after a short warm-up.
+    The report's `pairs_per_second` is that of `time_scoring`.
     """
-    ranker.score(pairs.head(WARM_UP_PAIRS))
-    passes: list[float] = []
-    scores = np.empty(0)
-    while not passes or (len(passes) < PASSES and sum(passes) < PASSES_SECONDS):
-        start = time.perf_counter()
-        scores = ranker.score(pairs)
-        passes.append(time.perf_counter() - start)
+    scores, rate = time_scoring(ranker, pairs)
     table = per_query(pairs, scores)
     report = {
         "model": ranker.name,
@@ -53,11 +46,26 @@ def evaluate(ranker: Ranker, pairs: pl.DataFrame, judgements: str) -> Evaluated:
             name: {"queries": len(ids), **_as_json(summarise(table.filter(pl.col("query_id").is_in(ids.implode()))))}
             for name, ids in slices(pairs).items()
         },
-        "pairs_per_second": round(pairs.height / statistics.median(passes), 1),
+        "pairs_per_second": rate,
         "parameters": ranker.parameters,
         "bytes": ranker.bytes,
     }
     return Evaluated(report, table, scores)
+
+
+def time_scoring(ranker: Ranker, pairs: pl.DataFrame) -> tuple[NDArray[np.float64], float]:
+    """Scores of B pairs, and the pairs a second that they took.
+
+    That is the median of up to five passes (of one, where that takes long), tokenising included, after a short warm-up.
+    """
+    ranker.score(pairs.head(WARM_UP_PAIRS))
+    passes: list[float] = []
+    scores_B = np.empty(0)
+    while not passes or (len(passes) < PASSES and sum(passes) < PASSES_SECONDS):
+        start = time.perf_counter()
+        scores_B = ranker.score(pairs)
+        passes.append(time.perf_counter() - start)
+    return scores_B, round(pairs.height / statistics.median(passes), 1)
 
 
 def check_fidelity(

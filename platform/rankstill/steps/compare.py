@@ -7,14 +7,17 @@ from typing import Any
 
 import polars as pl
 
-from rankstill.evaluation import PRIMARY, evaluate
+from rankstill.evaluation import PRIMARY, time_scoring
 from rankstill.metrics import paired_difference, slices
-from rankstill.rankers import load_ranker, pick_device
+from rankstill.steps.held_out import HeldOut
 from rankstill.steps.prepare import Prepared
 from rankstill.steps.run import Run, step_key
-from rankstill.steps.teach import Taught, judged_split
+from rankstill.steps.teach import Taught
 from rankstill.steps.train import Trained
 from rankstill.storage import write_json
+
+TIMED_PAIRS = 1000
+"""Of the test split, on which teacher and student are timed one after the other."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,19 @@ def compare(run: Run, prepared: Prepared, taught: Taught, trained: Trained) -> C
     """The report on the test split."""
 
     def build(folder: Path) -> None:
-        pairs = judged_split(prepared.pairs, "test")
-        reports, tables = {}, {}
-        for role, reference in (("teacher", str(taught.folder)), ("student", str(trained.folder)), ("bm25", "bm25")):
-            run.reporter.event("reports", state="evaluating", model=role, pairs=pairs.height)
-            device = pick_device(run.config.resources.device)
-            ranker = load_ranker(reference, role, run.root, device, run.config.labels.budget(device))
-            reports[role], tables[role], _ = evaluate(ranker, pairs, "test split")
+        held_out = HeldOut(run, prepared)
+        student = held_out.load("student", str(trained.folder))
+        found = {
+            "teacher": held_out.teacher(taught),
+            "student": held_out.evaluate("student", trained.key, lambda: student),
+            "bm25": held_out.bm25(),
+        }
+        reports = {role: one.report for role, one in found.items()}
+        tables = {role: one.table for role, one in found.items()}
+        # Evaluations may be of another day; speeds that are compared are of the same minute.
+        timed = held_out.pairs.head(TIMED_PAIRS)
+        for role, ranker in (("teacher", held_out.load("teacher", str(taught.folder))), ("student", student)):
+            reports[role]["pairs_per_second"] = time_scoring(ranker, timed)[1]
         student, teacher = reports["student"], reports["teacher"]
         report = {
             "models": reports,
@@ -48,7 +57,7 @@ def compare(run: Run, prepared: Prepared, taught: Taught, trained: Trained) -> C
                 name: _differences(
                     {role: t.filter(pl.col("query_id").is_in(ids.implode())) for role, t in tables.items()}
                 )
-                for name, ids in slices(pairs).items()
+                for name, ids in slices(held_out.pairs).items()
             },
             "retention": student["metrics"][PRIMARY]["value"] / teacher["metrics"][PRIMARY]["value"],
             "speed_up": student["pairs_per_second"] / teacher["pairs_per_second"],
