@@ -50,7 +50,9 @@ class Rankers:
         own = serve.get_replica_context().app_name
         for one in versions:
             if one.app not in self._handles:
-                handle = self._handles[one.app] = serve.get_deployment_handle(RANKER, one.app or own)
+                # Not checked, for the ingress may start before its versions do; who asks meanwhile waits.
+                handle = serve.get_deployment_handle(RANKER, one.app or own, _check_exists=False)
+                self._handles[one.app] = handle
                 self._start(self._greet(handle))
 
     async def ready(self, version: Version) -> None:

@@ -44,7 +44,7 @@ from rankstill.model_config import RandomModel, Student
 from rankstill.registry import Registry
 from rankstill.rollout import Rollout
 from rankstill.served import Version
-from rankstill.serving import APP, Endpoint, Serving
+from rankstill.serving import APP, Endpoint, Serving, with_traffic
 from rankstill.students import make_student
 from serve.app import BuildArguments, build, require_free, whole_config
 from serve.asking import RANKER
@@ -206,6 +206,17 @@ def test_health_readiness_and_models(url):
     assert (teacher["id"], teacher["reference"], teacher["weight"]) == ("teacher", True, 0.0)
     assert (model["id"], model["weight"], model["taken_out"]) == ("shop/1", 1.0, False)
     assert "shop@champion" in model["names"]
+
+
+def test_an_ingress_may_start_before_its_versions(url, serving):
+    config, served = serving.config(), serving.served()
+    serving.deploy(
+        with_traffic(config, served.joined(Version(version="shop/9", app="not-yet", fields=("title",), weight=0.0)))
+    )
+    assert rerank(url).status_code == 200
+    body, hasty = {"model": "shop/9", "query": QUERY, "documents": DOCUMENTS}, {"x-timeout-ms": "300"}
+    assert httpx.post(f"{url}/v1/rerank", json=body, headers=hasty, timeout=30).status_code == 504
+    serving.deploy(with_traffic(config, served))
 
 
 def test_requests_at_once_get_their_own_answers(url, artifact):
