@@ -184,7 +184,7 @@ def test_a_mapped_column_that_is_missing_is_named_as_in_the_file(tmp_path):
     ("name", "data"),
     [
         ("a.jsonl", b'{"query": "caf\xe9", "title": "t", "label": 1}\n'),
-        ("a.jsonl.gz", gzip.compress(b'{"query": "a", "title": "t", "label": 1}\n' * 99)[:-9]),
+        ("a.jsonl.gz", gzip.compress(b'{"query": "a", "title": "t", "label": 1}\n' * 99, mtime=0)[:-9]),
     ],
 )
 def test_a_file_that_is_damaged_is_named(tmp_path, name, data):
