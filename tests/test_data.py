@@ -296,6 +296,53 @@ def test_an_item_without_an_id_is_named_by_its_text(tmp_path):
     assert ids[3] == "77"
 
 
+def movies(tmp_path, judged: str, **catalogue: str) -> Data:
+    """Judgements of ids alone, as many public sets have them, and the items apart."""
+    (tmp_path / "judged.tsv").write_text(judged)
+    rows = [{"id": 7, "title": "old", "brand": "b"}, {"id": 7, "title": "Smile", "brand": "Acme"}, {"title": "no id"}]
+    items = Source(path=str(write_jsonl(tmp_path / "items.jsonl", rows)), columns={"item_id": "id", **catalogue})
+    source = Source(path=str(tmp_path / "judged.tsv"), columns={"item_id": "doc", "label": "grade"})
+    return Data(sources=(source,), items=(items,), fields=("title", "brand"), max_bad_rows=0.3)
+
+
+def test_judgements_of_ids_alone_take_their_items_from_the_files_of_items(tmp_path):
+    config = movies(tmp_path, "query\tdoc\tgrade\tq\nsmile\t7\t1\tx\nsmile\t8\t0\tx\nsad\t7\t0\tx\nsad\t7\t0\tx\n")
+    pairs = prepared(config, tmp_path)
+    assert pairs.select("query", "item_id", "text", "label").rows() == [
+        ("smile", "7", "Smile | Acme", 1.0),
+        ("sad", "7", "Smile | Acme", 0.0),
+    ]
+    (rejected,) = map(orjson.loads, (tmp_path / "rejects.jsonl").read_bytes().splitlines())
+    assert (rejected["line"], rejected["reason"]) == (3, "no title, and item_id '8' is in no file of data.items")
+    assert read_judgements(config.sources, config).equals(pairs)
+
+
+def test_a_rows_own_fields_come_before_those_of_the_items(tmp_path):
+    (tmp_path / "judged.jsonl").write_bytes(
+        b'{"query": "a", "item_id": 7, "title": "Mine", "label": 1}\n'
+        b'{"query": "a", "item_id": 7, "brand": "Own", "label": 1}\n'
+        b'{"query": "b", "title": "no id, which is no matter", "label": 1}\n'
+    )
+    items = movies(tmp_path, "").items
+    config = Data(sources=(Source(path=str(tmp_path / "judged.jsonl")),), items=items, fields=("title", "brand"))
+    assert prepared(config, tmp_path)["text"].to_list() == ["Mine", "Smile | Own", "no id, which is no matter"]
+
+
+def test_judgements_without_titles_say_what_would_give_them(tmp_path):
+    config = movies(tmp_path, "query\tdoc\tgrade\nsmile\t7\t1\n")
+    told = refusal(config.model_copy(update={"items": ()}), tmp_path)
+    assert (
+        "no column 'title', only doc, grade, query; name the column that holds it with columns: {title: NAME}" in told
+    )
+    assert told.endswith("or the files that hold the items with data.items")
+    unnamed = config.sources[0].model_copy(update={"columns": {"label": "grade"}})
+    told = refusal(config.model_copy(update={"sources": (unnamed,)}), tmp_path)
+    assert (
+        "no column 'item_id', only doc, grade, query; name the column that holds it with columns: {item_id: NAME}"
+        in told
+    )
+
+
 def test_further_items_join_those_that_were_judged(tmp_path):
     judged = write_jsonl(tmp_path / "a.jsonl", [judgement("drill", 1, 1)])
     catalogue = [{"item_id": "i1", "title": "thing 1"}, {"item_id": "i9", "title": "thing 9", "brand": "B"}]

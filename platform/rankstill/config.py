@@ -52,7 +52,7 @@ class Data(Section):
     sources: tuple[Source, ...] = ()
     """Files of judgements."""
     items: tuple[Source, ...] = ()
-    """Files of further items, from which unlabelled pairs are drawn."""
+    """Files of further items, from which unlabelled pairs are drawn, and judgements of ids alone take their titles."""
     shop: Shop | None = None
     """A generated shop, where there are no files."""
     fields: tuple[str, ...] = Field(default=("title", "brand", "description"), min_length=1)

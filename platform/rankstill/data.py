@@ -63,8 +63,8 @@ def prepare(config: Data, folder: Path) -> dict[str, Any]:
         if config.shop is not None:
             frame, tallies, extra_items = _shop_pairs(config)
         else:
-            frame, tallies = _read_sources(config, "sources", rejects)
             extra_items = _read_sources(config, "items", rejects)[0] if config.items else None
+            frame, tallies = _read_sources(config, "sources", rejects, extra_items)
     pairs, merged = assemble_pairs(frame, config)
     items = pairs.select(ITEMS.names)
     if extra_items is not None:
@@ -88,7 +88,8 @@ def read_judgements(sources: Sequence[Source], config: Data, rejects: Path | Non
     """Pairs (schema PAIRS) of some files alone, such as those that a model is evaluated on."""
     with Path(rejects or os.devnull).open("wb") as stream:
         rows = config.model_copy(update={"sources": tuple(sources), "shop": None})
-        frame, _ = _read_sources(rows, "sources", stream, label="--judgements")
+        items = _read_sources(rows, "items", stream)[0] if rows.items else None
+        frame, _ = _read_sources(rows, "sources", stream, items, label="--judgements")
     return assemble_pairs(frame, rows)[0]
 
 
@@ -187,10 +188,15 @@ def _shop_pairs(config: Data) -> tuple[pl.DataFrame, list[Tally], pl.DataFrame]:
 
 
 def _read_sources(
-    config: Data, kind: str, rejects: IO[bytes], label: str | None = None
+    config: Data, kind: str, rejects: IO[bytes], items: pl.DataFrame | None = None, label: str | None = None
 ) -> tuple[pl.DataFrame, list[Tally]]:
-    """All usable rows of all sources of one kind ("sources" or "items"), unusable ones written to `rejects`."""
+    """All usable rows of all sources of one kind ("sources" or "items"), unusable ones written to `rejects`.
+
+    Rows without a title are those of the item of the same id in `items`, the last of them.
+    """
     frames, tallies = [], []
+    fields = tuple(dict.fromkeys(("title", *config.fields)))
+    of_items = None if items is None else Lookup(fields, items)
     for number, source in enumerate(getattr(config, kind)):
         where = label or f"data.{kind}.{number}.path"
         files = list_files(source.path, where)
@@ -202,11 +208,32 @@ def _read_sources(
             )
         tally = Tally(source.name or short_name(source.path.rstrip("/")).split(".")[0])
         rows = itertools.chain.from_iterable(read_rows(file) for file in files)
-        required = _REQUIRED if kind == "sources" else ("title",)
-        frames += [_usable(chunk, source, required, config.fields, tally, rejects) for chunk in _chunks(rows)]
+        required = ("title",) if kind == "items" else _REQUIRED if of_items is None else ("query", "label")
+        frames += [_usable(chunk, source, required, config.fields, tally, rejects, of_items) for chunk in _chunks(rows)]
         _check_tally(tally, source, required, config.max_bad_rows, where)
         tallies.append(tally)
     return pl.concat(frames), tallies
+
+
+class Lookup:
+    """Fields of items by their id."""
+
+    def __init__(self, fields: tuple[str, ...], items: pl.DataFrame) -> None:
+        """`items` have the columns item_id and `fields`."""
+        known = items.filter(pl.col("item_id").is_not_null()).select("item_id", *fields)
+        self._fields = fields
+        self._rows = {item_id: values for item_id, *values in known.iter_rows()}
+
+    def complete(self, values: dict[str, Any]) -> str:
+        """Fill in the fields of an item that a row has no title of; why that can't be, or nothing."""
+        if values["title"] is not None and normalise(str(values["title"])):
+            return ""
+        found = self._rows.get(str(values["item_id"]))
+        if found is None:
+            return f"no title, and item_id {values['item_id']!r} is in no file of data.items"
+        values.update({name: one for name, one in zip(self._fields, found, strict=True) if values[name] is None})
+        values["title"] = found[self._fields.index("title")]
+        return ""
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[tuple[Row, ...]]:
@@ -221,6 +248,7 @@ def _usable(
     fields: tuple[str, ...],
     tally: Tally,
     rejects: IO[bytes],
+    items: "Lookup | None",
 ) -> pl.DataFrame:
     """The usable rows of a chunk as strings and numbers under our column names."""
     names = dict.fromkeys(("query", "item_id", "title", *fields, "split", "frequency", "label"))
@@ -229,7 +257,8 @@ def _usable(
         tally.rows += 1
         tally.columns.update(row.values)
         values = {name: row.values.get(source.columns.get(name, name)) for name in names}
-        problem = row.problem or _problem(values, required, source.label_scale)
+        problem = row.problem or (items.complete(values) if items else "")
+        problem = problem or _problem(values, required, source.label_scale)
         if problem:
             tally.rejected += 1
             tally.first_reason = tally.first_reason or f"{short_name(row.file)} line {row.line}: {problem}"
@@ -289,13 +318,18 @@ def _clean(value: Any) -> str | None:
 def _check_tally(tally: Tally, source: Source, required: tuple[str, ...], limit: float, where: str) -> None:
     if tally.rows == 0:
         raise DataError(f"{where}: {source.path!r} is empty; give a file with rows")
+    if "title" not in required and source.columns.get("title", "title") not in tally.columns:
+        required = (*required, "item_id")
     mapped = [name for name in source.columns if name not in required]
     absent = [name for name in (*required, *mapped) if source.columns.get(name, name) not in tally.columns]
     if absent and tally.columns:
         name = absent[0]
+        remedy = f"name the column that holds it with columns: {{{name}: NAME}}"
+        if name == "title" and "label" in required:
+            remedy += ", or the files that hold the items with data.items"
         raise DataError(
             f"{where}: {source.path!r} has no column {source.columns.get(name, name)!r}, only"
-            f" {', '.join(sorted(tally.columns))}; name the column that holds it with columns: {{{name}: NAME}}"
+            f" {', '.join(sorted(tally.columns))}; {remedy}"
         )
     if tally.rejected == tally.rows or tally.rejected > limit * tally.rows:
         raise DataError(
