@@ -17,6 +17,9 @@ DESCRIPTION = """Quantise a student to int8, for ONNX Runtime on CPUs.
 Both forms score the judgements. The small one is refused where the rank correlation of its scores with the original's
 is below 0.99, or where its nDCG@10 is lower by a paired interval that excludes zero. With --name it is registered."""
 
+CANDIDATES = 50
+"""Of the rankings that both forms are timed on, as they are served."""
+
 
 def main() -> None:
     """`python -m jobs.compress`."""
@@ -38,7 +41,11 @@ def main() -> None:
     out = Path(arguments.out).absolute()
     measured = compress(config, arguments.model, arguments.judgements, arguments.split, out)
     print(format_table(comparison_rows(measured["models"])))
-    print(f"rank correlation {measured['correlation']:.4f}")
+    times = [
+        f"{form} {one['p50_ms']:.1f} ms (p50), {one['p99_ms']:.1f} ms (p99)"
+        for form, one in measured["latency"].items()
+    ]
+    print(f"rank correlation {measured['correlation']:.4f}; a ranking of {CANDIDATES}: {'; '.join(times)}")
     if arguments.name:
         from rankstill.registry import Registry
 
@@ -49,7 +56,7 @@ def main() -> None:
 
 
 def compress(config: Config, model: str, judgements: str, split: str, out: Path) -> dict[str, Any]:
-    """Write an int8 artifact to the new folder `out`; returns both reports and how they compare.
+    """Write an int8 artifact to the new folder `out`; returns both reports, how they compare, and what rankings take.
 
     Raises:
         GateError: it loses quality.
@@ -65,6 +72,7 @@ def compress(config: Config, model: str, judgements: str, split: str, out: Path)
     from rankstill.evaluation import check_fidelity
     from rankstill.registry import find_version
     from rankstill.storage import make_parent
+    from rankstill.timing import Timing, choose_rankings, time_alone
 
     if out.exists():
         raise ConfigError(f"--out {str(out)!r} is there already; give a new folder")
@@ -83,6 +91,12 @@ def compress(config: Config, model: str, judgements: str, split: str, out: Path)
         aside.mkdir()
         small = quantise_artifact(artifact, aside)
         measured = check_fidelity(artifact, small, pairs, judgements, config.labels.budget("cpu"))
+        forms = ((str(artifact.folder), "auto"), (str(aside), "auto"))
+        timing = Timing(forms, os.cpu_count() or 1, (CANDIDATES,), choose_rankings(pairs, CANDIDATES), parts=3)
+        timed = time_alone(config.storage.folder, timing)
+        measured["latency"] = {
+            form: one["latency"][str(CANDIDATES)] for form, one in zip(measured["models"], timed, strict=True)
+        }
         describe(artifact, aside, {"judgements": Path(judgements).name, "split": split, **measured})
         os.replace(aside, out)
     return measured

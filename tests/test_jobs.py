@@ -337,7 +337,9 @@ def test_a_student_is_compressed_unless_that_costs_quality(made, config, tmp_pat
     assert "registered small/1 (challenger, champion)" in done.stdout
     measured = load_artifact(tmp_path / "small").manifest["made_from"]["compressed"]
     assert measured["correlation"] > 0.99
-    assert set(measured["models"]) == {"float32", "int8"}
+    assert set(measured["models"]) == set(measured["latency"]) == {"float32", "int8"}
+    assert all(0 < one["p50_ms"] <= one["p99_ms"] for one in measured["latency"].values())
+    assert "a ranking of 50: float32 " in done.stdout
     again = shell("jobs.compress", "--model", str(tmp_path / "artifact"), *common)
     assert again.returncode == 2
     assert again.stderr.splitlines()[-1].startswith("error: --out ")

@@ -32,7 +32,7 @@ class Timing:
     """What is timed: artifacts, by turns, so that other work slows all alike, on rankings of several sizes."""
 
     artifacts: tuple[tuple[str, str], ...]
-    """Folder and runtime (torch or onnx) of each."""
+    """Folder and runtime (see `Artifact.resolve`) of each."""
     threads: int
     counts: tuple[int, ...]
     """Candidates of a ranking."""
