@@ -25,6 +25,8 @@ def print_plan(config: Config, labels: bool) -> None:
     with tempfile.TemporaryDirectory() as aside:
         prepared = Prepared(fingerprint_data(config.data)[:16], Path(aside))
         summary = prepare(config.data, prepared.folder)
+        for remark in summary["remarks"]:
+            print(f"note: {remark}")
         print(format_table(plan_rows(config, prepared, summary)))
         if labels:
             from jobs.cost import HEADER, labelling_cost

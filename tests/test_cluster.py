@@ -44,4 +44,7 @@ def test_a_command_that_is_terminated_says_so_in_a_line():
         assert process.stdout.readline() == "connected\n"
         process.terminate()
         said = process.stderr.read()
-    assert (process.returncode, said) == (130, "interrupted; the same command continues where this one stopped\n")
+    assert (process.returncode, said) == (
+        130,
+        "interrupted; what was finished stands, and the same command goes on from there\n",
+    )

@@ -271,6 +271,25 @@ def test_an_item_judged_twice_gets_its_mean_label(tmp_path):
     assert (summary["pairs"], summary["merged"], summary["items"]) == (2, 2, 1)
 
 
+def test_what_rows_contradict_each_other_in_is_told(tmp_path):
+    rows = [
+        judgement("drill", 1, 3, split="train"),
+        judgement("drill", 1, 1, split="test"),
+        judgement("drill", 2, 1),
+        judgement("lamp", 2, 1),
+        {**judgement("lamp", 2, 0), "title": "another"},
+        judgement("lamp", 3, 2),
+        judgement("lamp", 3, 2),
+    ]
+    config = data_config(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert prepare(config, tmp_path)["remarks"] == [
+        "1 pairs were judged more than once with different labels; each has their mean",
+        "1 queries have rows of more than one split; each is held out as far as any of its rows says",
+        "1 item ids have more than one text; each text is an item of its own",
+    ]
+    assert prepare(data_config(write_jsonl(tmp_path / "b.jsonl", rows[-2:])), tmp_path)["remarks"] == []
+
+
 def test_items_of_the_same_text_stay_apart_but_share_a_soft_label(tmp_path):
     rows = [judgement("drill", 1, 3), {**judgement("drill", 2, 0), "title": "thing 1"}]
     summary = prepare(data_config(write_jsonl(tmp_path / "a.jsonl", rows)), tmp_path)
@@ -476,7 +495,7 @@ def test_assembling_counts_merged_rows():
         [{**judgement("drill", item, 1.0), "split": None, "source": "s", "frequency": None} for item in (1, 1, 2)],
         schema_overrides={"split": pl.String, "frequency": pl.Int64},
     )
-    pairs, merged = assemble_pairs(frame, Data(shop=Shop()))
+    pairs, merged, _ = assemble_pairs(frame, Data(shop=Shop()))
     assert (pairs.height, merged) == (2, 1)
     assert pairs.columns == PAIRS.names
 

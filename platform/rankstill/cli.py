@@ -64,7 +64,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        print("interrupted; what was finished stands, and the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if full := _full_disk(error):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import polars as pl
@@ -46,7 +46,7 @@ def prepare(config: Data, folder: Path) -> dict[str, Any]:
         else:
             extra_items = read_sources(config, "items", rejects)[0] if config.items else None
             frame, tallies = read_sources(config, "sources", rejects, extra_items)
-    pairs, merged = assemble_pairs(frame, config)
+    pairs, merged, remarks = assemble_pairs(frame, config)
     items = pairs.select(ITEMS.names)
     if extra_items is not None:
         items = pl.concat([items, with_item_text(extra_items, config.fields).select(ITEMS.names)])
@@ -60,6 +60,7 @@ def prepare(config: Data, folder: Path) -> dict[str, Any]:
         "merged": merged,
         "items": items.height,
         "splits": counts,
+        "remarks": remarks,
     }
     (folder / "summary.json").write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
     return summary
@@ -86,12 +87,21 @@ def read_items(source: Source, config: Data, field: str = "--items") -> pl.DataF
     return items.unique("item_id", keep="last", maintain_order=True)
 
 
-def assemble_pairs(frame: pl.DataFrame, config: Data) -> tuple[pl.DataFrame, int]:
+class Assembled(NamedTuple):
+    """Pairs, and what became of the rows that they were made of."""
+
+    pairs: pl.DataFrame
+    """Schema PAIRS."""
+    merged: int
+    """Rows that were merged into others."""
+    remarks: list[str]
+    """What in the rows may not be meant: contradictions, and how they were settled."""
+
+
+def assemble_pairs(frame: pl.DataFrame, config: Data) -> Assembled:
     """Raw judgement rows to pairs: text, ids and splits; an item judged more than once gets its mean label.
 
     Two items of a query that happen to have the same text stay two: they share a `pair_id`, and so a soft label.
-
-    Returns the pairs and the number of rows that were merged into others.
     """
     frame = with_item_text(frame, config.fields).with_columns(normalise_column("query").str.to_lowercase())
     pairs = frame.group_by("query", "item_id", "text", maintain_order=True).agg(
@@ -115,7 +125,28 @@ def assemble_pairs(frame: pl.DataFrame, config: Data) -> tuple[pl.DataFrame, int
     )
     pairs = pairs.drop("split").join(queries.select("query", "query_id", "split"), on="query", maintain_order="left")
     pairs = with_pair_id(pairs)
-    return pairs.select(PAIRS.names), frame.height - pairs.height
+    return Assembled(pairs.select(PAIRS.names), frame.height - pairs.height, _remarks(frame))
+
+
+def _remarks(frame: pl.DataFrame) -> list[str]:
+    """What rows say of each other that they can't all mean."""
+    counts = {
+        "pairs were judged more than once with different labels; each has their mean": (
+            ("query", "item_id", "text"),
+            "label",
+        ),
+        "queries have rows of more than one split; each is held out as far as any of its rows says": (
+            ["query"],
+            "split",
+        ),
+        "item ids have more than one text; each text is an item of its own": (["item_id"], "text"),
+    }
+    found = []
+    for remark, (key, value) in counts.items():
+        several = frame.group_by(key).agg(pl.col(value).drop_nulls().n_unique()).filter(pl.col(value) > 1).height
+        if several:
+            found.append(f"{several:,} {remark}")
+    return found
 
 
 def with_pair_id(pairs: pl.DataFrame) -> pl.DataFrame:

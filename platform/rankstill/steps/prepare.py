@@ -40,7 +40,9 @@ def prepare_data(run: Run) -> Prepared:
 
     def build(folder: Path) -> None:
         try:
-            prepare(run.config.data, folder)
+            summary = prepare(run.config.data, folder)
+            for remark in summary["remarks"]:
+                run.reporter.event("data", state="noticed", what=remark)
         except DataError as error:
             kept = _keep_rejects(folder, run.root / "data" / f"{key}.rejects.jsonl")
             raise DataError(f"{error}; all of them are in {str(kept)!r}" if kept else str(error)) from error
