@@ -37,17 +37,17 @@ def compare(run: Run, prepared: Prepared, taught: Taught, trained: Trained) -> C
 
     def build(folder: Path) -> None:
         held_out = HeldOut(run, prepared)
-        student = held_out.load("student", str(trained.folder))
+        model = held_out.load("student", str(trained.folder))
         found = {
             "teacher": held_out.teacher(taught),
-            "student": held_out.evaluate("student", trained.key, lambda: student),
+            "student": held_out.evaluate("student", trained.key, lambda: model),
             "bm25": held_out.bm25(),
         }
         reports = {role: one.report for role, one in found.items()}
         tables = {role: one.table for role, one in found.items()}
         # Evaluations may be of another day; speeds that are compared are of the same minute.
         timed = held_out.pairs.head(TIMED_PAIRS)
-        for role, ranker in (("teacher", held_out.load("teacher", str(taught.folder))), ("student", student)):
+        for role, ranker in (("teacher", held_out.load("teacher", str(taught.folder))), ("student", model)):
             reports[role]["pairs_per_second"] = time_scoring(ranker, timed)[1]
         student, teacher = reports["student"], reports["teacher"]
         report = {
