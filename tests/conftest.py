@@ -13,6 +13,7 @@ def cluster():
     ray.shutdown()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the cluster stay together, and otherwise those of a file, where pytest-xdist has several processes."""
     for item in items:
