@@ -14,7 +14,7 @@ demo-loop: .venv/.demo
 	$(BIN)/python -m jobs.demo_loop --config jobs/configs/loop.yaml
 
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
