@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -22,7 +23,7 @@ class HeldOut:
     run: Run
     prepared: Prepared
 
-    @property
+    @cached_property
     def pairs(self) -> pl.DataFrame:
         """Judged pairs that nothing was learnt from or chosen on (schema PAIRS)."""
         return judged_split(self.prepared.pairs, "test")
