@@ -283,9 +283,9 @@ def test_what_rows_contradict_each_other_in_is_told(tmp_path):
     ]
     config = data_config(write_jsonl(tmp_path / "a.jsonl", rows))
     assert prepare(config, tmp_path)["remarks"] == [
-        "1 pairs were judged more than once with different labels; each has their mean",
-        "1 queries have rows of more than one split; each is held out as far as any of its rows says",
-        "1 item ids have more than one text; each text is an item of its own",
+        "1 pairs were judged with different labels; each has their mean",
+        "1 queries have rows of several splits; each is held out as far as any of them says",
+        "1 item ids have several texts; each text is an item of its own",
     ]
     assert prepare(data_config(write_jsonl(tmp_path / "b.jsonl", rows[-2:])), tmp_path)["remarks"] == []
 

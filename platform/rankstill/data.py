@@ -130,19 +130,13 @@ def assemble_pairs(frame: pl.DataFrame, config: Data) -> Assembled:
 
 def _remarks(frame: pl.DataFrame) -> list[str]:
     """What rows say of each other that they can't all mean."""
-    counts = {
-        "pairs were judged more than once with different labels; each has their mean": (
-            ("query", "item_id", "text"),
-            "label",
-        ),
-        "queries have rows of more than one split; each is held out as far as any of its rows says": (
-            ["query"],
-            "split",
-        ),
-        "item ids have more than one text; each text is an item of its own": (["item_id"], "text"),
-    }
+    looked_at = (
+        (["query", "item_id", "text"], "label", "pairs were judged with different labels; each has their mean"),
+        (["query"], "split", "queries have rows of several splits; each is held out as far as any of them says"),
+        (["item_id"], "text", "item ids have several texts; each text is an item of its own"),
+    )
     found = []
-    for remark, (key, value) in counts.items():
+    for key, value, remark in looked_at:
         several = frame.group_by(key).agg(pl.col(value).drop_nulls().n_unique()).filter(pl.col(value) > 1).height
         if several:
             found.append(f"{several:,} {remark}")
