@@ -354,6 +354,9 @@ def test_judgements_without_titles_say_what_would_give_them(tmp_path):
         "no column 'title', only doc, grade, query; name the column that holds it with columns: {title: NAME}" in told
     )
     assert told.endswith("or the files that hold the items with data.items")
+    (items,) = config.items
+    without = config.model_copy(update={"items": (items.model_copy(update={"columns": {}}),)})
+    assert "no title, and no item of data.items has an item_id" in refusal(without, tmp_path)
     unnamed = config.sources[0].model_copy(update={"columns": {"label": "grade"}})
     told = refusal(config.model_copy(update={"sources": (unnamed,)}), tmp_path)
     assert (

@@ -75,6 +75,8 @@ class Lookup:
         """Fill in the fields of an item that a row has no title of; why that can't be, or nothing."""
         if values["title"] is not None and normalise(str(values["title"])):
             return ""
+        if not self._rows:
+            return "no title, and no item of data.items has an item_id (its columns: {item_id: NAME} say which it is)"
         found = self._rows.get(str(values["item_id"]))
         if found is None:
             return f"no title, and item_id {values['item_id']!r} is in no file of data.items"
