@@ -87,7 +87,10 @@ class TowerModel(PreTrainedModel):
             self.encoder.pooler = None  # unused, and weights without a gradient
         width = self.encoder.config.hidden_size
         self.late = config.family == "late"
-        self.project = nn.Linear(width, config.width, bias=False) if config.width else nn.Identity()
+        self.project: nn.Module = nn.Identity()
+        if config.width:
+            self.project = nn.Linear(width, config.width, bias=False)
+            nn.init.orthogonal_(self.project.weight)  # the encoder's cosines are kept best
         self.scale = nn.Parameter(torch.tensor([START_SCALE]))
         self.offset = nn.Parameter(torch.zeros(1))
         if self.late:
