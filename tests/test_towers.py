@@ -1,7 +1,9 @@
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from builders import made_up_pairs, tiny_cross_encoder
+from sklearn.linear_model import LinearRegression
 from torch.nn import functional
 
 from rankstill.artifacts import load_artifact
@@ -13,6 +15,7 @@ from rankstill.exporting import export_artifact
 from rankstill.model_config import RandomModel, Student
 from rankstill.scoring import torch_scorer
 from rankstill.students import make_student
+from rankstill.students.towers import match_scale
 from rankstill.towers import START_SCALE, TowerModel
 
 FAMILIES = ("bi", "late")
@@ -159,3 +162,20 @@ def test_a_trained_student_is_trained_on_as_it_is(teacher, tmp_path):
             make_student(Student(init=str(tmp_path), **settings), None, seed=0)
     with pytest.raises(ModelError, match="is a two-tower student, no sentence encoder"):
         load_bi_encoder(str(tmp_path), "teacher.model")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_new_towers_score_on_the_teachers_scale(teacher, family):
+    student = make_student(Student(family=family, layers=2, max_length=32), teacher, 0)
+    queries, texts = made_up_pairs(20)
+    cosines = scored(student) / START_SCALE
+    scores = 0.5 - 2.0 * np.sin(np.arange(20)) + 3.0 * cosines
+    pairs = pl.DataFrame({"query": queries, "text": texts, "score": scores})
+    unscored = pairs.head(5).with_columns(score=pl.lit(None, pl.Float64))
+    match_scale(student, pl.concat([unscored, pairs]))
+    line = LinearRegression().fit(cosines.reshape(-1, 1), scores)
+    np.testing.assert_allclose(scored(student), line.predict(cosines.reshape(-1, 1)), rtol=1e-3)
+    before = scored(student)
+    match_scale(student, pairs.with_columns(score=-pl.col("score")))  # a teacher that says the opposite
+    match_scale(student, unscored)
+    np.testing.assert_array_equal(scored(student), before)

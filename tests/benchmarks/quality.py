@@ -110,6 +110,8 @@ def main() -> None:
     write_json(arguments.out / "quality.json", report)
     print(f"{len(arguments.recipes)} recipes, {arguments.seeds} seeds, {arguments.steps} steps; test split")
     print(format_table(table_rows(report)))
+    if peers(arguments.recipes):
+        print(format_table(peer_rows(report)))
     print("slices on which a student is above its teacher: " + ("; ".join(report["above_teacher"]) or "none"))
 
 
@@ -118,7 +120,7 @@ def run_recipe(run: Run, recipe: Recipe, taught: Taught, labelled: Labelled, fol
     (folder / "model").mkdir(parents=True, exist_ok=True)
     lists = learnt_from(labelled.train, recipe)
     config = run.config
-    student = start_student(run, taught)
+    student = start_student(run, taught, labelled)
     if recipe.peer:
         from tests.benchmarks.peers import train_peer
 
@@ -176,7 +178,7 @@ def scores_of(pairs: pl.DataFrame, labels: pl.DataFrame) -> NDArray[np.float32]:
 
 
 def summarise(arguments: argparse.Namespace, test: pl.DataFrame, teacher_B: NDArray[np.float32]) -> dict[str, Any]:
-    """Metrics of every recipe, all test queries and source by source, and differences to the first recipe."""
+    """Metrics of every recipe, all test queries and source by source, and differences to the first, peers and teacher."""
     references = {"teacher": [teacher_B], "BM25": [score_pairs(test)]}
     tables, rates = {}, {}
     for name in arguments.recipes:
@@ -189,35 +191,53 @@ def summarise(arguments: argparse.Namespace, test: pl.DataFrame, teacher_B: NDAr
     tables |= {name: over_seeds(test, scores) for name, scores in references.items()}
     parts = {"all": test["query_id"].unique(), **slices(test)}
     first = arguments.recipes[0]
+    others = [first, *peers(arguments.recipes), "teacher"]
     report: dict[str, Any] = {"steps": arguments.steps, "seeds": arguments.seeds, "baseline": first, "recipes": {}}
     above = []
     for name, table in tables.items():
         entry: dict[str, Any] = {"pairs_per_second": rates.get(name), "parts": {}}
         for part, ids in parts.items():
-            own, base, teacher = (
-                frame.filter(pl.col("query_id").is_in(ids.implode()))
-                for frame in (table, tables[first], tables["teacher"])
-            )
+            own = table.filter(pl.col("query_id").is_in(ids.implode()))
             entry["parts"][part] = {
                 metric: {
                     **estimate(own[metric].to_list()).as_dict(),
-                    f"minus {first}": paired_difference(own, base, metric).as_dict(),
-                    "minus teacher": paired_difference(own, teacher, metric).as_dict(),
+                    **{f"minus {other}": paired_difference(own, tables[other], metric).as_dict() for other in others},
                 }
                 for metric in METRICS
             }
             gain = entry["parts"][part]["ndcg@10"]["minus teacher"]
             if name in arguments.recipes and part != "all" and gain["low"] is not None and gain["low"] > 0:
-                above.append(f"{name} on {part} {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]")
+                above.append(f"{name} on {part} {interval(gain)}")
         report["recipes"][name] = entry
     report["above_teacher"] = above
     return report
+
+
+def peers(recipes: Sequence[str]) -> list[str]:
+    """Those of the recipes that are another library's."""
+    return [name for name in recipes if RECIPES[name].peer]
 
 
 def over_seeds(test: pl.DataFrame, scores: Sequence[Any]) -> pl.DataFrame:
     """`per_query` averaged over seeds."""
     tables = [per_query(test, pl.Series(values).to_numpy()) for values in scores]
     return pl.concat(tables).group_by("query_id", maintain_order=True).mean()
+
+
+def peer_rows(report: dict[str, Any]) -> list[list[str]]:
+    """Our recipes' differences to each peer's, as text, header first."""
+    names = peers([name for name in report["recipes"] if name in RECIPES])
+    rows = [["nDCG@10, all", *(f"minus {name}" for name in names)]]
+    for name, entry in report["recipes"].items():
+        if name in RECIPES and name not in names:
+            gains = [entry["parts"]["all"]["ndcg@10"][f"minus {peer}"] for peer in names]
+            rows.append([name, *(interval(gain) for gain in gains)])
+    return rows
+
+
+def interval(gain: dict[str, Any]) -> str:
+    """A difference with its interval."""
+    return f"{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
 
 
 def table_rows(report: dict[str, Any]) -> list[list[str]]:
@@ -233,7 +253,7 @@ def table_rows(report: dict[str, Any]) -> list[list[str]]:
             value = entry["parts"][part]
             cells.append(f"{value['ndcg@10']['value']:.4f} {value['pairwise_accuracy']['value']:.4f}")
         gain = entry["parts"]["all"]["ndcg@10"][f"minus {base}"]
-        cells.append(f"{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]")
+        cells.append(interval(gain))
         rows.append([name, *cells, f"{entry['pairs_per_second']:.0f}" if entry["pairs_per_second"] else "-"])
     return rows
 

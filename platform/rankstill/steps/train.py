@@ -24,13 +24,14 @@ from rankstill.steps.run import Run, step_key
 from rankstill.steps.teach import Taught, label_max, teacher_model
 from rankstill.students import make_student
 from rankstill.students.pruning import prunable, prune
+from rankstill.students.towers import continues_towers, match_scale
 from rankstill.teachers.cross_encoder import model_identity, untrained_teacher
 from rankstill.teachers.kinds import load_teacher
 
 ALL = 1 << 30
 """Layers: as many as there are."""
-PRUNING_LISTS = 128
-"""Lists, drawn at random, that tell what of a student matters."""
+SAMPLE_LISTS = 128
+"""Lists, drawn at random, that tell what of a student matters, and on which scale its teacher scores."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,27 @@ def student_identity(config: Student) -> str:
     return model_identity(config.init, "student.init") if own else config.init
 
 
-def start_student(run: Run, taught: Taught) -> CrossEncoder:
-    """The student before training."""
+def start_student(run: Run, taught: Taught, labelled: Labelled) -> CrossEncoder:
+    """The student before training; new towers score on the teacher's scale."""
     config, student = run.config, resolved_student(run.config)
     teacher = None
     if student.init in ("teacher", "random"):
         teacher = load_cross_encoder(taught.main, "teacher", fresh_head=config.teacher.kind != "cross")
-    return make_student(student, teacher, config.train.seed)
+    made = make_student(student, teacher, config.train.seed)
+    if student.family != "cross" and not continues_towers(student):
+        match_scale(made, _sample(run, labelled).explode("items").unnest("items"))
+    return made
+
+
+def _sample(run: Run, labelled: Labelled) -> pl.DataFrame:
+    table = pl.read_parquet(labelled.train)
+    return table.sample(min(SAMPLE_LISTS, table.height), seed=run.config.train.seed)
 
 
 def prune_student(run: Run, student: CrossEncoder, labelled: Labelled, objective: Objective) -> CrossEncoder:
     """The student without what matters least to its loss on some of the lists."""
     run.reporter.event("students", state="pruning", **run.config.student.prune.model_dump())
-    table = pl.read_parquet(labelled.train)
-    lists = tokenise_lists(table.sample(min(PRUNING_LISTS, table.height), seed=run.config.train.seed), student.tokenise)
+    lists = tokenise_lists(_sample(run, labelled), student.tokenise)
     parts = [rows[: run.config.train.list_size] for rows in lists.rows]
     return prune(student, run.config.student.prune, lists, parts, objective)
 
@@ -155,7 +163,7 @@ def train(run: Run, prepared: Prepared, taught: Taught, labelled: Labelled, fitt
     def build(folder: Path) -> None:
         objective = Objective(config.distill, label_max(prepared.pairs))
         with run.turn():
-            student = start_student(run, taught)
+            student = start_student(run, taught, labelled)
             if config.student.prune.any:
                 student = prune_student(run, student, labelled, objective)
         plan = Fit(

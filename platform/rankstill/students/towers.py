@@ -1,12 +1,15 @@
 """Students with two towers, around an encoder of a teacher, of a folder, or at random."""
 
+import numpy as np
+import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from rankstill.bi_encoder import load_bi_encoder
+from rankstill.bi_encoder import TOKEN_BUDGET, load_bi_encoder
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.encoders import find_encoder, random_model
 from rankstill.errors import ConfigError
 from rankstill.model_config import Student
+from rankstill.scoring import torch_scorer
 from rankstill.students.cross import take_layers
 from rankstill.towers import TowerConfig, TowerModel, is_tower
 
@@ -17,7 +20,7 @@ def make_towers(config: Student, teacher: CrossEncoder | None) -> CrossEncoder:
     Raises:
         ConfigError: more layers than the encoder has, or a tokenizer that doesn't tell query and item apart.
     """
-    if config.init not in ("teacher", "random") and is_tower(find_encoder(config.init, "student.init")):
+    if continues_towers(config):
         return _continued(config)
     encoder, tokenizer = _encoder_of(config, teacher)
     cls_id = tokenizer.cls_token_id
@@ -39,6 +42,34 @@ def make_towers(config: Student, teacher: CrossEncoder | None) -> CrossEncoder:
             " token_type_ids, such as BERT's, or family cross"
         )
     return student
+
+
+def continues_towers(config: Student) -> bool:
+    """Whether the student starts from towers that were trained before. Raises ModelError where that is no model."""
+    return config.init not in ("teacher", "random") and is_tower(find_encoder(config.init, "student.init"))
+
+
+def match_scale(student: CrossEncoder, pairs: pl.DataFrame) -> None:
+    """Give untrained towers the scale and the offset that bring their cosines closest to the teacher's scores.
+
+    They change little in training, where each step moves a weight by no more than the learning rate: the encoder would
+    have to bend until its cosines spread as the teacher's scores do, and forget what it knew of other texts.
+
+    Args:
+        pairs: query, text and score, which may be null.
+    """
+    pairs = pairs.drop_nulls("score")
+    model = student.model
+    assert isinstance(model, TowerModel)
+    scorer = torch_scorer(student, "cpu", "float32", TOKEN_BUDGET)
+    logits_B = scorer.score(pairs["query"].to_list(), pairs["text"].to_list())
+    cosines_B = (logits_B - model.offset.item()) / model.scale.item()
+    if pairs.height < 2 or np.ptp(cosines_B) == 0:
+        return
+    scale, offset = np.polyfit(cosines_B, pairs["score"].to_numpy(), 1)
+    if scale > 0:
+        model.scale.data.fill_(scale)
+        model.offset.data.fill_(offset)
 
 
 def _continued(config: Student) -> CrossEncoder:
