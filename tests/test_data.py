@@ -174,6 +174,14 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path, missing):
     assert f"columns: {{{missing}: NAME}}" in message
 
 
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", ",")])
+def test_cells_that_are_separated_by_something_else_are_told(tmp_path, name, delimiter):
+    path = tmp_path / name
+    path.write_text(f"query{delimiter}title{delimiter}label\nred shoe{delimiter}Shoe{delimiter}1\n")
+    message = refusal(data_config(path), tmp_path)
+    assert f"it seems to separate cells by {delimiter!r}; use commas in .csv and tabs in .tsv" in message
+
+
 def test_a_mapped_column_that_is_missing_is_named_as_in_the_file(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [judgement("drill", 1, 1)])
     message = refusal(Data(sources=(Source(path=str(path), columns={"title": "name"}),)), tmp_path)

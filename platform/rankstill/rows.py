@@ -176,6 +176,8 @@ def _check_tally(tally: Tally, source: Source, required: tuple[str, ...], limit:
         remedy = f"name the column that holds it with columns: {{{name}: NAME}}"
         if name == "title" and "label" in required:
             remedy += ", or the files that hold the items with data.items"
+        if len(tally.columns) == 1 and (other := {";", "|", "\t", ","} & set(min(tally.columns))):
+            remedy = f"it seems to separate cells by {min(other)!r}; use commas in .csv and tabs in .tsv"
         raise DataError(
             f"{where}: {source.path!r} has no column {source.columns.get(name, name)!r}, only"
             f" {', '.join(sorted(tally.columns))}; {remedy}"
