@@ -178,7 +178,7 @@ def scores_of(pairs: pl.DataFrame, labels: pl.DataFrame) -> NDArray[np.float32]:
 
 
 def summarise(arguments: argparse.Namespace, test: pl.DataFrame, teacher_B: NDArray[np.float32]) -> dict[str, Any]:
-    """Metrics of every recipe, all test queries and source by source, and differences to the first, peers and teacher."""
+    """Metrics of every recipe, on all test queries and by source, with differences to the first, peers and teacher."""
     references = {"teacher": [teacher_B], "BM25": [score_pairs(test)]}
     tables, rates = {}, {}
     for name in arguments.recipes:

@@ -53,10 +53,8 @@ def match_scale(student: CrossEncoder, pairs: pl.DataFrame) -> None:
     """Give untrained towers the scale and the offset that bring their cosines closest to the teacher's scores.
 
     They change little in training, where each step moves a weight by no more than the learning rate: the encoder would
-    have to bend until its cosines spread as the teacher's scores do, and forget what it knew of other texts.
-
-    Args:
-        pairs: query, text and score, which may be null.
+    have to bend until its cosines spread as the teacher's scores do, and forget what it knew of other texts. `pairs`
+    has the columns query, text and score, which may be null.
     """
     pairs = pairs.drop_nulls("score")
     model = student.model
