@@ -205,3 +205,50 @@ def test_a_fingerprint_follows_remote_files_of_the_same_size():
             stream.write(b'{"label": ' + label + b"}\n")
         found.add(fingerprint_files([url]))
     assert len(found) == 2
+
+
+def cells(tmp_path, name: str, text: str) -> list[list[str]]:
+    path = tmp_path / name
+    path.write_text(text, newline="")
+    return [list(row.values.values()) if not row.problem else [row.problem] for row in read_rows(str(path))]
+
+
+def test_quotes_in_tsv_are_text_but_around_a_cell(tmp_path):
+    text = (
+        'query\ttitle\tlabel\nlamp\t"Best lamp\t1\ntv\t32" screen\t2\nlamp\t"Worst lamp\t0\nlamp\t"a ""good"" one"\t3\n'
+    )
+    assert cells(tmp_path, "a.tsv", text) == [
+        ["lamp", '"Best lamp', "1"],
+        ["tv", '32" screen', "2"],
+        ["lamp", '"Worst lamp', "0"],
+        ["lamp", 'a "good" one', "3"],
+    ]
+    last = 'query\tlabel\ttitle\nlamp\t1\t"Best lamp\nlamp\t2\tSecond\ntv\t2\t32"\nlamp\t0\t"Worst lamp'
+    assert [row[2] for row in cells(tmp_path, "b.tsv", last)] == ['"Best lamp', "Second", '32"', '"Worst lamp']
+
+
+def test_a_quoted_cell_of_tsv_may_go_over_lines(tmp_path):
+    text = 'query\ttitle\tlabel\r\nlamp\t"two\r\nlines, ""quoted"""\t1\r\n\r\nlamp\tone\t2\r\n'
+    path = tmp_path / "a.tsv"
+    path.write_text(text, newline="")
+    rows = list(read_rows(str(path)))
+    assert [(row.line, row.values["title"]) for row in rows] == [(2, 'two\nlines, "quoted"'), (5, "one")]
+
+
+def test_a_quote_that_swallows_rows_of_csv_is_an_error(tmp_path):
+    text = 'query,title,label\nlamp,"Best lamp,1\nlamp,other,2\nlamp,"Worst lamp,0\n'
+    with pytest.raises(DataError, match=r"a.csv: the row at line 2 has a quote too many or too few \(.* at line 4\)"):
+        cells(tmp_path, "a.csv", text)
+    with pytest.raises(DataError, match="the row at line 3 has a quote too many"):
+        cells(tmp_path, "b.csv", 'query,title,label\ntv,32" screen,1\nlamp,"Best lamp,1\n')
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path, name):
+    text = "query,title,label,title,,\nlamp,Lamp,1,x,,\n"
+    with pytest.raises(DataError, match=f"{name}: column 'title' is there 2 times; rename all but one"):
+        cells(tmp_path, name, text.replace(",", "\t") if name == "a.tsv" else text)
+
+
+def test_nan_in_json_is_named(tmp_path):
+    assert "JSON has no NaN, write null" in cells(tmp_path, "a.jsonl", '{"query": "lamp", "label": NaN}\n')[0][0]

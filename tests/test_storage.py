@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from rankstill.errors import ConfigError, DamagedError
-from rankstill.storage import check_sizes, make_root, work_folder, write_json, write_sizes
+from rankstill.storage import END_BYTES, check_sizes, make_root, work_folder, write_json, write_sizes
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path):
@@ -62,6 +62,21 @@ def test_a_folder_whose_files_were_cut_or_removed_is_damaged_and_one_with_more_i
     (folder / "model" / "weights").unlink()
     with pytest.raises(DamagedError, match="holds 0 of 5 bytes"):
         check_sizes(folder, sizes)
-    sizes.write_text("{")
-    with pytest.raises(DamagedError, match=r"folder.json' is no JSON; remove the folder"):
-        check_sizes(folder, sizes)
+    for text in ("{", "[]", '{"model/weights": 5}'):
+        sizes.write_text(text)
+        with pytest.raises(DamagedError, match=r"folder.json' doesn't tell the sizes of files; remove the folder"):
+            check_sizes(folder, sizes)
+
+
+@pytest.mark.parametrize("size", [5, END_BYTES, END_BYTES + 1, 3 * END_BYTES])
+def test_a_file_that_ends_or_begins_otherwise_is_damaged(tmp_path, size):
+    folder, sizes, run = tmp_path / "folder", tmp_path / "sizes.json", tmp_path / "run"
+    folder.mkdir()
+    path = folder / "weights"
+    path.write_bytes(b"w" * size)
+    write_sizes(folder, sizes)
+    check_sizes(folder, sizes)
+    for place in (0, size - 1):
+        path.write_bytes(b"w" * place + b"\0" + b"w" * (size - place - 1))
+        with pytest.raises(DamagedError, match=rf"weights' isn't what was written; remove the folder '{run}'"):
+            check_sizes(folder, sizes, remove=run)

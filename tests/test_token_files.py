@@ -69,6 +69,26 @@ def test_what_is_read_is_mapped_and_what_was_not_written_whole_is_not_there(enco
     assert [one.suffix for one in path.parent.iterdir() if one != path] == [".tokens"]
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeroed", "of before"])
+def test_what_is_damaged_is_made_again(encoder, path, damage):
+    said = encoder.tokenise(QUERIES, TEXTS)
+    kept_tokens(path, encoder, lambda: said)
+    (kept,) = path.parent.glob("*.tokens")
+    whole = kept.read_bytes()
+    ids = said.input_ids[1].tobytes()
+    place = whole.index(ids)
+    kept.write_bytes(
+        {
+            "cut": whole[: len(whole) // 2],
+            "empty": b"",
+            "zeroed": whole[:place] + bytes(len(ids)) + whole[place + len(ids) :],
+            "of before": whole.replace(b"crc32", b"other"),
+        }[damage]
+    )
+    assert as_plain(kept_tokens(path, encoder, lambda: said)) == as_plain(said)
+    assert kept.read_bytes() == whole
+
+
 def test_no_pairs_are_no_tokens(encoder, path):
     nothing = TokenisedPairs([], [], np.zeros(0, np.bool_))
     for _ in range(2):

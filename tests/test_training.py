@@ -22,7 +22,7 @@ from rankstill.configfile import parse_config
 from rankstill.cross_encoder import CrossEncoder, load_cross_encoder
 from rankstill.data import build_lists
 from rankstill.encoders import random_model, random_tokenizer
-from rankstill.errors import RunError
+from rankstill.errors import DamagedError, RunError
 from rankstill.model_config import Distill, Features, Grades, RandomModel, Schedule, Train
 from rankstill.objective import Objective
 from rankstill.progress import Reporter
@@ -202,6 +202,13 @@ def test_a_training_without_ray_train_learns_the_same_and_continues_too(tmp_path
     dying = plan("killed", train, DiesOnce(HARD, 3.0, calls=str(calls), dies_at=7, known=str(known)))
     with pytest.raises(WorkerCrashedError):
         ray.get(here.remote(tmp_path, encoder, dying))
+    last = max((tmp_path / "runs" / "killed" / "checkpoints").iterdir())
+    for file in (last / "model" / "model.safetensors", next(last.rglob("*.pt"))):
+        content = file.read_bytes()
+        file.write_bytes(content[:1000])
+        with pytest.raises(DamagedError, match=f"holds 1,000 of .* remove the folder '{tmp_path}/runs/killed' and run"):
+            ray.get(here.remote(tmp_path, encoder, dying))
+        file.write_bytes(content)
     assert ray.get(here.remote(tmp_path, encoder, dying)) == whole[1:], "the first epoch isn't done again"
     assert calls.stat().st_size == 7 + 2, "two steps were left to do"
     losses = [[epoch["loss"] for epoch in history(tmp_path / name)] for name in ("train", "whole", "killed")]

@@ -89,9 +89,10 @@ class Lease:
 
     def _read(self) -> dict | None:
         try:
-            return read_json(self._tree, self._path) if is_file(self._tree, self._path) else None
-        except (FileNotFoundError, json.JSONDecodeError):  # gone between the two
+            held = read_json(self._tree, self._path) if is_file(self._tree, self._path) else None
+        except (FileNotFoundError, ValueError):  # gone between the two, or damaged
             return None
+        return held if isinstance(held, dict) and self._own.keys() <= held.keys() else None
 
     def _is_own(self, held: dict | None) -> bool:
         return held is not None and held["holder"] == self._own["holder"]

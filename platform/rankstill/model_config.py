@@ -1,6 +1,7 @@
 """Settings of the models: teachers, students, how they are trained and what they learn."""
 
 import math
+from contextlib import suppress
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -76,6 +77,12 @@ class Train(Section):
     def key(self) -> dict[str, Any]:
         """The settings that a training's result depends on."""
         return self.model_dump(exclude={"max_failures", "checkpoint_steps", "offload", "recompute"})
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "Train":
+        if self.accumulate > self.lists:
+            raise ValueError(f"accumulate is {self.accumulate}, of a step of {self.lists} lists; give at most as many")
+        return self
 
     @model_validator(mode="after")
     def _offloadable(self) -> "Train":
@@ -239,6 +246,9 @@ class Schedule(Section):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):  # YAML reads 5e-1 as text
+            with suppress(ValueError):
+                value = float(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return {"start": value, "end": value}
         if not isinstance(value, dict | Schedule):

@@ -15,7 +15,7 @@ from rankstill.artifacts import Artifact, is_artifact, load_artifact
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.configfile import load_config
 from rankstill.cross_encoder import load_cross_encoder
-from rankstill.encoders import find_encoder
+from rankstill.encoders import find_encoder, loading
 from rankstill.errors import ConfigError
 from rankstill.registry import find_version
 from rankstill.scoring import torch_scorer
@@ -58,7 +58,7 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
         return onnx_ranker(name, artifact, token_budget)
     folder = find_encoder(reference, field)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if _is_sentence_encoder(folder):
+    if _is_sentence_encoder(folder, field):
         bi_encoder = load_bi_encoder(str(folder), field, device)
         count = sum(parameter.numel() for parameter in bi_encoder.model.parameters())
         return Ranker(
@@ -87,9 +87,10 @@ def artifact_ranker(name: str, folder: Path, runtime: str, device: str, token_bu
     return load_ranker(str(folder), name, folder, device, token_budget)
 
 
-def _is_sentence_encoder(folder: Path) -> bool:
+def _is_sentence_encoder(folder: Path, field: str) -> bool:
     """Whether a folder is in sentence-transformers' form, which it gives cross-encoders too, and no classifier's."""
-    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    with loading(folder, field):
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     classifies = any(name.endswith("ForSequenceClassification") for name in architectures)
     return (folder / "modules.json").exists() and not classifies
 

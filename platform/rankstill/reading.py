@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -86,7 +87,11 @@ def read_rows(file: str) -> Iterator[Row]:
         else:
             opened: Any = fsspec.open(file, "rt", compression="infer", encoding="utf-8-sig", newline="")
             with opened as stream:
-                yield from _read_jsonl(file, stream) if name.endswith(".jsonl") else _read_csv(file, stream)
+                if name.endswith(".jsonl"):
+                    yield from _read_jsonl(file, stream)
+                else:
+                    lines = _tsv_lines(stream) if name.endswith(".tsv") else _csv_lines(file, stream)
+                    yield from _read_table(file, lines)
     except UnicodeDecodeError as error:
         raise DataError(f"{short_name(file)}: is not UTF-8 ({error.reason}); convert it") from error
     except (OSError, EOFError, OverflowError, zlib.error, pa.ArrowException) as error:
@@ -105,7 +110,8 @@ def _read_jsonl(file: str, stream: IO[str]) -> Iterator[Row]:
         try:
             values = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            yield Row(file, number, {}, f"not valid JSON ({error.msg})")
+            hint = "; JSON has no NaN, write null" if "NaN" in line else ""
+            yield Row(file, number, {}, f"not valid JSON ({error.msg}{hint})")
             continue
         if isinstance(values, dict):
             yield Row(file, number, values)
@@ -113,23 +119,73 @@ def _read_jsonl(file: str, stream: IO[str]) -> Iterator[Row]:
             yield Row(file, number, {}, "not a JSON object")
 
 
-def _read_csv(file: str, stream: IO[str]) -> Iterator[Row]:
-    delimiter = "\t" if file.removesuffix(".gz").endswith(".tsv") else ","
+def _read_table(file: str, lines: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
+    """Rows of lines with their numbers, the first of which is the header."""
+    _, header = next(lines, (0, []))
+    for name in filter(None, header):
+        if (count := header.count(name)) > 1:
+            raise DataError(f"{short_name(file)}: column {name!r} is there {count} times; rename all but one")
+    for number, cells in lines:
+        if len(cells) == len(header):
+            yield Row(file, number, dict(zip(header, cells, strict=True)))
+        else:
+            yield Row(file, number, {}, f"has {len(cells)} cells where the header has {len(header)}")
+
+
+def _csv_lines(file: str, stream: IO[str]) -> Iterator[tuple[int, list[str]]]:
+    """Cells of each row that isn't empty; a quoted one may go over several lines.
+
+    Strict: with a quote that isn't closed a cell would hold all rows up to the next one.
+    """
     csv.field_size_limit(1 << 27)
-    reader = csv.reader(stream, delimiter=delimiter)
-    header = next((cells for cells in reader if cells), None)
-    if header is None:
-        return
-    last = reader.line_num
+    reader, last = csv.reader(stream, strict=True), 0
     try:
         for cells in reader:
             number, last = last + 1, reader.line_num
-            if len(cells) == len(header):
-                yield Row(file, number, dict(zip(header, cells, strict=True)))
-            elif cells:
-                yield Row(file, number, {}, f"has {len(cells)} cells where the header has {len(header)}")
+            if cells:
+                yield number, cells
     except csv.Error as error:
-        raise DataError(f"{short_name(file)} line {reader.line_num}: {error}; mend the quoting") from error
+        raise DataError(
+            f"{short_name(file)}: the row at line {last + 1} has a quote too many or too few ({error} at line"
+            f" {reader.line_num}); a cell that begins with a quote ends with one, and those within are doubled"
+        ) from error
+
+
+def _tsv_lines(stream: IO[str]) -> Iterator[tuple[int, list[str]]]:
+    """Cells of each line that isn't empty. Quotes are text, but around a whole cell in which others are doubled.
+
+    Such a cell may go over several lines, where these together have as many cells as the header; otherwise a quote that
+    isn't closed is text, too.
+    """
+    lines, ahead, width = enumerate(stream, start=1), deque[tuple[int, str]](), 0
+    while one := ahead.popleft() if ahead else next(lines, None):
+        number, text = one[0], one[1].rstrip("\r\n")
+        if not text:
+            continue
+        cells, joined, taken = text.split("\t"), text, []
+        while len(cells) <= width and _is_open(cells[-1]):
+            more = ahead.popleft() if ahead else next(lines, None)
+            if more is None:
+                break
+            taken.append(more)
+            joined += "\n" + more[1].rstrip("\r\n")
+            cells = joined.split("\t")
+        if taken and (len(cells) != width or _is_open(cells[-1])):
+            ahead.extendleft(reversed(taken))
+            cells = text.split("\t")
+        width = width or len(cells)
+        yield number, [_unquoted(cell) for cell in cells]
+
+
+def _is_open(cell: str) -> bool:
+    """Whether a cell begins with a quote that isn't closed."""
+    return cell.startswith('"') and '"' not in cell[1:].replace('""', "")
+
+
+def _unquoted(cell: str) -> str:
+    if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', ""):
+        return cell[1:-1].replace('""', '"')
+    return cell
 
 
 def _read_parquet(file: str) -> Iterator[Row]:

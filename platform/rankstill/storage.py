@@ -7,12 +7,16 @@ import shutil
 import socket
 import tempfile
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rankstill.errors import ConfigError, DamagedError
+
+END_BYTES = 1 << 16
+"""So much of a file's beginning and end is held against a checksum; the whole of large files would take too long."""
 
 
 def make_root(root: str | Path) -> Path:
@@ -80,30 +84,42 @@ def work_folder(root: Path, name: str) -> Iterator[Path]:
 
 
 def write_sizes(folder: Path, sizes: Path) -> None:
-    """Write down how long each file in a folder is, for `check_sizes`; nothing is added to the folder."""
+    """Write down how long each file in a folder is, and a checksum of its ends, for `check_sizes`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes.parent.mkdir(parents=True, exist_ok=True)
-    write_json(sizes, {str(path.relative_to(folder)): path.stat().st_size for path in files})
+    write_json(sizes, {str(path.relative_to(folder)): [path.stat().st_size, _ends(path)] for path in files})
 
 
-def check_sizes(folder: Path, sizes: Path) -> None:
-    """Make sure that a folder's files are as long as they were; what came later may be there too.
+def check_sizes(folder: Path, sizes: Path, remove: Path | None = None) -> None:
+    """Make sure that a folder's files are as long as they were, and begin and end so; later ones may be there too.
+
+    `remove` is the folder without which the next run makes all anew, where that isn't `folder` itself.
 
     Raises:
         DamagedError: they aren't.
     """
-    remedy = f"remove the folder {str(folder)!r} and run again, which makes it anew"
+    remedy = f"remove the folder {str(remove or folder)!r} and run again, which makes it anew"
     try:
-        known = json.loads(sizes.read_text(encoding="utf-8"))
+        known = [(name, size, ends) for name, (size, ends) in json.loads(sizes.read_text(encoding="utf-8")).items()]
     except FileNotFoundError:  # of a folder from before sizes were written
         return
-    except ValueError as error:
-        raise DamagedError(f"{str(sizes)!r} is no JSON; {remedy}") from error
-    for name, size in known.items():
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{str(sizes)!r} doesn't tell the sizes of files; {remedy}") from error
+    for name, size, ends in known:
         path = folder / name
         found = path.stat().st_size if path.exists() else 0
         if found != size:
             raise DamagedError(f"{str(path)!r} holds {found:,} of {size:,} bytes; {remedy}")
+        if size and _ends(path) != ends:
+            raise DamagedError(f"{str(path)!r} isn't what was written; {remedy}")
+
+
+def _ends(path: Path) -> int:
+    """Checksum of a file's beginning and end."""
+    with path.open("rb") as stream:
+        begin = zlib.crc32(stream.read(END_BYTES))
+        stream.seek(max(stream.tell(), path.stat().st_size - END_BYTES))
+        return zlib.crc32(stream.read(), begin)
 
 
 def _is_alive(pid: int) -> bool:

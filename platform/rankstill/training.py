@@ -26,6 +26,7 @@ from rankstill.features import PROJECTIONS, FeatureMatcher
 from rankstill.metrics import per_query
 from rankstill.schema import ProgressEvent
 from rankstill.scoring import plan_batches
+from rankstill.storage import check_sizes, write_sizes
 from rankstill.train_job import TrainJob
 
 METRIC = "ndcg@10"
@@ -36,6 +37,8 @@ CPU_GROUP = 32
 CPU_GROUP_OF_EMBEDDINGS = 96
 """The same for a model that is mostly embeddings: each pass adds up a gradient for all of their rows."""
 COURSE = "course.json"
+SIZES = "sizes-"
+"""What a checkpoint's files of lengths, one of each rank, begin with."""
 NOT_MEASURED = -1.0
 """Metric of a checkpoint within an epoch, which is never the best."""
 
@@ -129,7 +132,7 @@ def learn(job: TrainJob, link: Link) -> None:
         matcher = _make_matcher(encoder, job)
         engine = make_engine(encoder, job.train, job.device, len(plan[0]) // workers, steps)
         learner = Learner(engine, encoder, lists, job, steps, matcher)
-        course = _restore(engine, link)
+        course = _restore(engine, link, Path(job.initial).parent)
     remaining = steps - len(plan) * course.epoch - course.step
     if rank == 0 and job.mailbox is not None:
         job.mailbox.put.remote(ProgressEvent(job.task, 0, remaining, "step", {}, anew=True))
@@ -286,14 +289,22 @@ def _report(
             own = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{PROJECTIONS}.")}
             encoder.model.save_pretrained(folder / "model", state_dict=own)
             (folder / COURSE).write_text(json.dumps(vars(course)))
+        write_sizes(folder, folder / f"{SIZES}{link.rank}.json")
     link.report(metrics, folder)
 
 
-def _restore(engine: Any, link: Link) -> Course:
+def check_checkpoint(folder: Path, run: Path) -> None:
+    """Make sure that a checkpoint of the training in the folder `run` is whole. Raises DamagedError."""
+    for sizes in folder.glob(f"{SIZES}*.json"):
+        check_sizes(folder, sizes, remove=run)
+
+
+def _restore(engine: Any, link: Link, run: Path) -> Course:
     """Continue at the last checkpoint of this run, if there is one."""
     with link.last() as folder:
         if folder is None:
             return Course()
+        check_checkpoint(folder, run)
         engine.checkpoint_engine.load = load_tensors
         engine.load_checkpoint(str(folder / "engine"))
         return Course(**json.loads((folder / COURSE).read_text()))

@@ -39,7 +39,7 @@ from rankstill.steps.run import Run
 from rankstill.steps.worker import GiveBack, train_worker
 from rankstill.storage import write_json
 from rankstill.train_job import TrainJob
-from rankstill.training import COURSE, METRIC, NOT_MEASURED, learn
+from rankstill.training import COURSE, METRIC, NOT_MEASURED, check_checkpoint, learn
 
 METRICS = "metrics.json"
 
@@ -104,7 +104,7 @@ def fit(run: Run, encoder: CrossEncoder, plan: Fit, out: Path, callbacks: Sequen
     if best is None or result.checkpoint is None:
         raise RunError(f"{plan.task}: the run in {str(folder)!r} left no checkpoint; remove that folder and run again")
     with best.as_directory() as chosen, result.checkpoint.as_directory() as last:
-        _finish(Path(chosen), Path(last), out)
+        _finish(folder, Path(chosen), Path(last), out)
     shutil.rmtree(folder)
 
 
@@ -141,7 +141,7 @@ def fit_here(
     learn(_job(folder, encoder, plan, device, threads), link)
     best, last = link.kept(plan.best)
     with run.turn():
-        _finish(best, last, out)
+        _finish(folder, best, last, out)
         shutil.rmtree(folder)
 
 
@@ -216,8 +216,10 @@ def _job(folder: Path, encoder: CrossEncoder, plan: Fit, device: str, threads: i
     )
 
 
-def _finish(best: Path, last: Path, out: Path) -> None:
-    """Write the model of one checkpoint and the history of the last."""
+def _finish(run: Path, best: Path, last: Path, out: Path) -> None:
+    """Write the model of one checkpoint and the history of the last, of the training in the folder `run`."""
+    for checkpoint in (best, last):
+        check_checkpoint(checkpoint, run)
     shutil.copytree(best / "model", out, dirs_exist_ok=True)
     write_json(out / "history.json", json.loads((last / COURSE).read_text())["history"])
 
