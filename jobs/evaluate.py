@@ -1,11 +1,11 @@
 """Evaluate a model on judgements."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from rankstill.cli import add_config_arguments, format_table, make_parser, run_command
-from rankstill.config import Config
+from rankstill.config import Config, Data
 from rankstill.configfile import load_config
 from rankstill.errors import DataError
 
@@ -16,7 +16,8 @@ DESCRIPTION = """Evaluate a model on judgements.
 
 MODEL is a registry name (shop@champion, shop/7), an artifact folder, a teacher folder, a Hugging Face name,
 or one of the baselines bm25 and random. Without a config, items are rendered from the fields that the model was
-trained on, where it knows them (title, brand and description otherwise)."""
+trained on, where it knows them (title, brand and description otherwise), and --split draws as when it was trained.
+Without --split all queries count, also those that it learnt from."""
 
 
 def main() -> None:
@@ -37,10 +38,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     sources = [{"path": path} for path in arguments.judgements]
     config = load_config(arguments.config or {"data": {"sources": sources}}, arguments.overrides)
-    own_fields = arguments.config is None and not any(text.startswith("data.fields") for text in arguments.overrides)
-    report = evaluate_files(
-        config, arguments.model, arguments.judgements, arguments.split, own_fields, arguments.against
-    )
+    told = tuple(text.partition("=")[0] for text in arguments.overrides)
+    own = frozenset[str]() if arguments.config else {"data.fields", "data.test", "data.valid"} - set(told)
+    report = evaluate_files(config, arguments.model, arguments.judgements, arguments.split, own, arguments.against)
     if arguments.json:
         print(json.dumps(report, indent=2))
         return
@@ -52,12 +52,12 @@ def main() -> None:
 
 
 def evaluate_files(
-    config: Config, model: str, judgements: Sequence[str], split: str | None, own_fields: bool, against: str = ""
+    config: Config, model: str, judgements: Sequence[str], split: str | None, own: Set[str], against: str = ""
 ) -> dict[str, Any]:
     """The report of a model on files, with its differences to the model `against`, paired by query.
 
-    Column names come from the config, and so do the item fields, unless `own_fields` asks for those that the model
-    was trained on, where it knows them.
+    Column names and the rest of `data` come from the config, but for those settings in `own` (data.fields, data.test,
+    data.valid) of which the model knows what it was trained with.
     """
     from rankstill.evaluation import evaluate
     from rankstill.metrics import METRICS, paired_difference
@@ -69,10 +69,13 @@ def evaluate_files(
         load_ranker(reference, field, config.storage.folder, device, config.labels.budget(device))
         for field, reference in models.items()
     ]
+    held_out = dict(zip(("test", "valid"), rankers[0].held_out or (), strict=False))
+    shares = {name: share for name, share in held_out.items() if f"data.{name}" in own}
     measured = []
     for ranker in rankers:
-        fields = ranker.fields if own_fields and ranker.fields else config.data.fields
-        measured.append(evaluate(ranker, read_files(config, judgements, fields, split), ", ".join(judgements)))
+        fields = ranker.fields if "data.fields" in own and ranker.fields else config.data.fields
+        data = config.data.model_copy(update={"fields": tuple(fields), **shares})
+        measured.append(evaluate(ranker, read_files(data, judgements, split), ", ".join(judgements)))
     (report, table, _), *others = measured
     if table["ndcg@10"].null_count() == table.height:
         raise DataError(
@@ -85,8 +88,8 @@ def evaluate_files(
     return report
 
 
-def read_files(config: Config, judgements: Sequence[str], fields: Sequence[str], split: str | None) -> "pl.DataFrame":
-    """Judged pairs of files; a file that the config names is read as it says.
+def read_files(data: Data, judgements: Sequence[str], split: str | None) -> "pl.DataFrame":
+    """Judged pairs of files; a file that `data` names is read as it says.
 
     Raises:
         DataError: no query of the split.
@@ -96,7 +99,6 @@ def read_files(config: Config, judgements: Sequence[str], fields: Sequence[str],
     from rankstill.config import Source
     from rankstill.data import read_judgements
 
-    data = config.data.model_copy(update={"fields": tuple(fields)})
     known = {source.path: source for source in data.sources}
     columns = data.sources[0].columns if data.sources else {}
     sources = [known.get(path, Source(path=path, columns=columns)) for path in judgements]

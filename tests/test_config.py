@@ -62,6 +62,7 @@ def test_an_unknown_key_of_a_list_element_is_refused_with_its_position():
         ("train.epochs=0", "train.epochs", "0"),
         ("train.epochs=1.5", "train.epochs", "1.5"),
         ("train.zero_stage=4", "train.zero_stage", "4"),
+        ("train.accumulate=9", "train", "accumulate is 9, of a step of 8 lists"),
         ("distill.alpha=1.01", "distill.alpha", "1.01"),
         ("distill.temperature=0", "distill.temperature", "0"),
         ("distill.temperature=warm", "distill.temperature", "{start: NUMBER, end: NUMBER}"),
@@ -103,8 +104,10 @@ def test_what_is_missing_is_named():
 
 
 def test_a_number_is_a_schedule_that_stays():
-    distill = parse_config({**SHOP, "distill": {"alpha": 0.3, "temperature": {"start": 4, "end": 2}}}).distill
-    assert [distill.alpha.at(share) for share in (0.0, 1.0)] == [0.3, 0.3]
+    shape = {"temperature": {"start": 4, "end": 2}}
+    for alpha in (0.3, "3e-1"):  # as YAML reads it
+        distill = parse_config({**SHOP, "distill": {"alpha": alpha, **shape}}).distill
+        assert [distill.alpha.at(share) for share in (0.0, 1.0)] == [0.3, 0.3]
     assert [distill.temperature.at(share) for share in (0.0, 0.5, 1.0)] == [4, 3, 2]
 
 

@@ -23,9 +23,9 @@ from rankstill.artifacts import load_artifact
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.calibration import calibrate
 from rankstill.config import Config
-from rankstill.configfile import load_config
+from rankstill.configfile import dump_config, load_config
 from rankstill.cross_encoder import load_cross_encoder
-from rankstill.errors import DataError, GateError, InputError
+from rankstill.errors import DataError, GateError, InputError, ModelError
 from rankstill.exporting import export_artifact
 from rankstill.item_index import ItemEncoder, KnownItemScorer, open_index
 from rankstill.label_care import compare, verify
@@ -493,7 +493,36 @@ def test_a_sample_to_be_timed_repeats_texts_as_labelling_does():
 def test_judgements_that_measure_nothing_are_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [judgement("drill", item, 0) for item in range(4)])
     with pytest.raises(DataError, match="--judgements: all labels"):
-        evaluate_files(load_config({"data": {"sources": [{"path": str(path)}]}}), "bm25", [str(path)], None, True)
+        evaluate_files(
+            load_config({"data": {"sources": [{"path": str(path)}]}}), "bm25", [str(path)], None, frozenset()
+        )
+
+
+def test_a_model_is_tested_on_the_queries_that_were_held_out_from_it(tmp_path):
+    rows = [judgement(f"query {query}", item, item) for query in range(60) for item in range(3)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    config = load_config({"data": {"sources": [{"path": str(path)}]}})
+    tiny_cross_encoder(max_length=32).save(tmp_path / "model")
+    own = frozenset({"data.test"})
+    queries = {}
+    for share in (None, 0.05, 0.6):
+        if share:
+            trained = config.model_copy(update={"data": config.data.model_copy(update={"test": share})})
+            (tmp_path / "model" / "config.yaml").write_text(dump_config(trained))
+        queries[share] = evaluate_files(config, str(tmp_path / "model"), [str(path)], "test", own)["queries"]
+    assert queries[0.05] < queries[None] < queries[0.6]
+    asked = evaluate_files(config, str(tmp_path / "model"), [str(path)], "test", frozenset())
+    assert asked["queries"] == queries[None]
+    against = evaluate_files(config, "bm25", [str(path)], "test", own, str(tmp_path / "model"))
+    assert against["queries"] == queries[None], "the model that is measured decides"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_model_folder_is_one_line(tmp_path, content):
+    tiny_cross_encoder(max_length=32).save(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=f"--model: '{tmp_path}' can't be loaded .*; give a whole model folder"):
+        load_ranker(str(tmp_path), "--model", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,13 @@ def test_the_lease_of_a_dead_process_is_taken_at_once(store):
     assert time.monotonic() - start < 5, "a process of this host that has ended isn't waited for"
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff"])
+def test_a_damaged_lease_is_nobodys(store, content):
+    write_whole(store.tree, "lease.json", content)
+    with store.writing():
+        assert read_json(store.tree, "lease.json")["pid"] == os.getpid()
+
+
 def test_a_writer_whose_lease_was_taken_commits_nothing(store):
     with store.writing() as run:
         lease = read_json(store.tree, "lease.json")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -36,6 +37,8 @@ class Ranker:
     """Size of the weights on disk."""
     fields: tuple[str, ...] | None = None
     """Item fields that it was trained on, where its folder says so."""
+    held_out: tuple[float, float] | None = None
+    """Shares of test and of valid queries that it was trained without, where its folder says so."""
 
 
 def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", token_budget: int = 2048) -> Ranker:
@@ -72,7 +75,7 @@ def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", tok
         lambda p: scorer.score(p["query"].to_list(), p["text"].to_list()).astype(np.float64),
         encoder.parameters,
         size,
-        _trained_fields(folder),
+        **_trained_on(folder),
     )
 
 
@@ -117,17 +120,18 @@ def _ensemble_ranker(folder: Path, field: str, device: str, token_budget: int) -
         lambda p: ensemble.combine([one.score(p["query"].to_list(), p["text"].to_list()) for one in loaded]),
         sum(one.parameters for one in loaded),
         sum(path.stat().st_size for model in models for path in Path(model.folder).glob("*.safetensors")),
-        _trained_fields(folder),
+        **_trained_on(folder),
     )
 
 
-def _trained_fields(folder: Path) -> tuple[str, ...] | None:
-    """The item fields in the config that a run leaves beside what it makes."""
+def _trained_on(folder: Path) -> dict[str, Any]:
+    """What the config that a run leaves beside what it makes says of data."""
     path = folder / "config.yaml"
     try:
-        return load_config(path).data.fields if path.is_file() else None
+        data = load_config(path).data if path.is_file() else None
     except ConfigError:  # another tool's
-        return None
+        data = None
+    return {"fields": data.fields, "held_out": (data.test, data.valid)} if data else {}
 
 
 def pick_device(wanted: str) -> str:
