@@ -62,7 +62,10 @@ def test_a_folder_whose_files_were_cut_or_removed_is_damaged_and_one_with_more_i
     (folder / "model" / "weights").unlink()
     with pytest.raises(DamagedError, match="holds 0 of 5 bytes"):
         check_sizes(folder, sizes)
-    for text in ("{", "[]", '{"model/weights": 5}'):
+    (folder / "model" / "weights").write_text("whole")
+    sizes.write_text('{"model/weights": 5}')  # as they were before there were checksums
+    check_sizes(folder, sizes)
+    for text in ("{", "[]", '{"model/weights": "5"}', '{"model/weights": [5]}'):
         sizes.write_text(text)
         with pytest.raises(DamagedError, match=r"folder.json' doesn't tell the sizes of files; remove the folder"):
             check_sizes(folder, sizes)

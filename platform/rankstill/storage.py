@@ -100,8 +100,11 @@ def check_sizes(folder: Path, sizes: Path, remove: Path | None = None) -> None:
     """
     remedy = f"remove the folder {str(remove or folder)!r} and run again, which makes it anew"
     try:
-        known = [(name, size, ends) for name, (size, ends) in json.loads(sizes.read_text(encoding="utf-8")).items()]
-    except FileNotFoundError:  # of a folder from before sizes were written
+        known = []
+        for name, one in json.loads(sizes.read_text(encoding="utf-8")).items():
+            size, ends = (one, None) if isinstance(one, int) else one
+            known.append((name, size, ends))
+    except FileNotFoundError:  # of a folder from before sizes were written; in older ones they are without checksums
         return
     except (ValueError, TypeError, AttributeError) as error:
         raise DamagedError(f"{str(sizes)!r} doesn't tell the sizes of files; {remedy}") from error
@@ -110,7 +113,7 @@ def check_sizes(folder: Path, sizes: Path, remove: Path | None = None) -> None:
         found = path.stat().st_size if path.exists() else 0
         if found != size:
             raise DamagedError(f"{str(path)!r} holds {found:,} of {size:,} bytes; {remedy}")
-        if size and _ends(path) != ends:
+        if size and ends is not None and _ends(path) != ends:
             raise DamagedError(f"{str(path)!r} isn't what was written; {remedy}")
 
 
