@@ -38,8 +38,8 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     sources = [{"path": path} for path in arguments.judgements]
     config = load_config(arguments.config or {"data": {"sources": sources}}, arguments.overrides)
-    told = tuple(text.partition("=")[0] for text in arguments.overrides)
-    own = frozenset[str]() if arguments.config else {"data.fields", "data.test", "data.valid"} - set(told)
+    told = {text.partition("=")[0] for text in arguments.overrides}
+    own = set[str]() if arguments.config else {"data.fields", "data.test", "data.valid"} - told
     report = evaluate_files(config, arguments.model, arguments.judgements, arguments.split, own, arguments.against)
     if arguments.json:
         print(json.dumps(report, indent=2))
@@ -69,8 +69,7 @@ def evaluate_files(
         load_ranker(reference, field, config.storage.folder, device, config.labels.budget(device))
         for field, reference in models.items()
     ]
-    held_out = dict(zip(("test", "valid"), rankers[0].held_out or (), strict=False))
-    shares = {name: share for name, share in held_out.items() if f"data.{name}" in own}
+    shares = {name: share for name, share in rankers[0].held_out.items() if f"data.{name}" in own}
     measured = []
     for ranker in rankers:
         fields = ranker.fields if "data.fields" in own and ranker.fields else config.data.fields

@@ -22,6 +22,7 @@ from jobs.pipeline import run_until
 from rankstill.artifacts import load_artifact
 from rankstill.bi_encoder import load_bi_encoder
 from rankstill.calibration import calibrate
+from rankstill.compression import quantise_artifact
 from rankstill.config import Config
 from rankstill.configfile import dump_config, load_config
 from rankstill.cross_encoder import load_cross_encoder
@@ -344,6 +345,15 @@ def test_a_student_is_compressed_unless_that_costs_quality(made, config, tmp_pat
     assert again.returncode == 2
     assert again.stderr.splitlines()[-1].startswith("error: --out ")
     assert {path.name for path in tmp_path.iterdir()} == {"artifact", "judgements.jsonl", "small"}
+
+
+def test_both_forms_of_a_student_know_what_was_held_out_from_it(made, config, tmp_path):
+    artifact = load_artifact(Path(made.places["artifact"]))
+    quantise_artifact(artifact, tmp_path)
+    for folder in (artifact.folder, tmp_path):
+        ranker = load_ranker(str(folder), "test", tmp_path)
+        assert ranker.held_out == {"test": config.data.test, "valid": config.data.valid}
+        assert ranker.fields == tuple(config.data.fields)
 
 
 def test_no_query_of_the_test_split_is_learnt_from(made):

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from rankstill.artifacts import Artifact, load_artifact
 from rankstill.compression import quantise_artifact
 from rankstill.config import Config
-from rankstill.errors import RankstillError
+from rankstill.errors import RankstillError, in_brief
 from rankstill.evaluation import PRIMARY, evaluate
 from rankstill.progress import Reporter
 from rankstill.rankers import artifact_ranker
@@ -56,8 +55,8 @@ def run_trial(given: dict[str, Any], plan: TrialPlan) -> None:
     try:
         trial = _student(files, name, given["trial"]["params"], plan)
     except Exception as error:
-        reason = str(error) if isinstance(error, RankstillError) else f"{type(error).__name__}: {error}"
-        trial = replace(files.read(name), state="failed", reason=textwrap.shorten(reason, 500, placeholder=" …"))
+        reason = str(error) if isinstance(error, RankstillError) else f"{type(error).__name__}: {in_brief(error, 500)}"
+        trial = replace(files.read(name), state="failed", reason=reason)
     files.write(trial)
     ray.tune.report({METRIC: trial.best, "epoch": len(trial.epochs)})
 

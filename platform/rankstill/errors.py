@@ -15,8 +15,6 @@ Every message is one line that names the field, its value and the remedy. Each e
 message, so it survives the pickling between Ray processes.
 """
 
-import textwrap
-
 
 class RankstillError(Exception):
     """Base of every error that this project raises on purpose."""
@@ -66,6 +64,11 @@ class GateError(RankstillError):
     """A model that is not good enough to go on with."""
 
 
-def in_brief(error: BaseException) -> str:
-    """What an error of a library says, on one line of at most 200 characters."""
-    return textwrap.shorten(str(error), 200, placeholder=" …")
+def in_brief(error: BaseException, most: int = 200) -> str:
+    """What an error of a library says, on one line of at most `most` characters: how it begins, and how it ends.
+
+    One that says nothing is told by its name.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"

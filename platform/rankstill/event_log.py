@@ -59,8 +59,8 @@ class Log:
             )
         except FAILURES as error:
             raise ConfigError(
-                f"storage: {shown(location)!r} can't hold a Delta table ({_line(error)}); give a folder, or a URL with"
-                " its credentials in the environment"
+                f"storage: {shown(location)!r} can't hold a Delta table ({in_brief(error)}); give a folder, or a URL"
+                " with its credentials in the environment"
             ) from error
         self._remember = remember
         self._known: dict[str, set[bytes]] = {}
@@ -241,7 +241,7 @@ class Log:
         try:
             yield
         except FAILURES as error:
-            raise DamagedError(f"{shown(self._location)!r} {what} ({_line(error)}); {remedy}") from error
+            raise DamagedError(f"{shown(self._location)!r} {what} ({in_brief(error)}); {remedy}") from error
 
 
 class EventLog:
@@ -314,10 +314,6 @@ def _first_known_day() -> str:
 
 def _hash(key: str) -> bytes:
     return bytes.fromhex(digest(key))
-
-
-def _line(error: Exception) -> str:
-    return in_brief(error)
 
 
 def _sync(folder: Path, version: int) -> None:

@@ -1,9 +1,10 @@
 """Anything that ranks, behind one call: baselines, registered models, artifacts, cross-encoders, sentence encoders."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,8 @@ class Ranker:
     """Size of the weights on disk."""
     fields: tuple[str, ...] | None = None
     """Item fields that it was trained on, where its folder says so."""
-    held_out: tuple[float, float] | None = None
-    """Shares of test and of valid queries that it was trained without, where its folder says so."""
+    held_out: Mapping[str, float] = MappingProxyType({})
+    """Shares of the queries of `test` and `valid` that it was trained without, where its folder says so."""
 
 
 def load_ranker(reference: str, field: str, root: Path, device: str = "cpu", token_budget: int = 2048) -> Ranker:
@@ -106,7 +107,7 @@ def onnx_ranker(name: str, artifact: Artifact, token_budget: int) -> Ranker:
         lambda p: scorer.score(p["query"].to_list(), p["text"].to_list()).astype(np.float64),
         artifact.manifest["parameters"],
         (artifact.folder / "model.onnx").stat().st_size,
-        tuple(artifact.fields),
+        **{"fields": tuple(artifact.fields), **_trained_on(artifact.folder)},
     )
 
 
@@ -131,7 +132,7 @@ def _trained_on(folder: Path) -> dict[str, Any]:
         data = load_config(path).data if path.is_file() else None
     except ConfigError:  # another tool's
         data = None
-    return {"fields": data.fields, "held_out": (data.test, data.valid)} if data else {}
+    return {"fields": data.fields, "held_out": {"test": data.test, "valid": data.valid}} if data else {}
 
 
 def pick_device(wanted: str) -> str:

@@ -218,7 +218,7 @@ def _job(folder: Path, encoder: CrossEncoder, plan: Fit, device: str, threads: i
 
 def _finish(run: Path, best: Path, last: Path, out: Path) -> None:
     """Write the model of one checkpoint and the history of the last, of the training in the folder `run`."""
-    for checkpoint in (best, last):
+    for checkpoint in {best, last}:
         check_checkpoint(checkpoint, run)
     shutil.copytree(best / "model", out, dirs_exist_ok=True)
     write_json(out / "history.json", json.loads((last / COURSE).read_text())["history"])
