@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ class Ranker:
     """Size of the weights on disk."""
     fields: tuple[str, ...] | None = None
     """Item fields that it was trained on, where its folder says so."""
-    held_out: Mapping[str, float] = MappingProxyType({})
+    held_out: Mapping[str, float] = field(default_factory=dict)
     """Shares of the queries of `test` and `valid` that it was trained without, where its folder says so."""
 
 
