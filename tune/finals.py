@@ -18,8 +18,10 @@ from tune.select import choose, overshoot, pareto
 from tune.trial import TrialPlan, time_forms
 from tune.trials import Trial, TrialFiles, Variant, quieter, variants_of
 
-THOROUGH: dict[str, Any] = {"parts": 18, "seconds": 27.0}
+THOROUGH: dict[str, Any] = {"parts": 6, "seconds": 9.0}
 """How long forms are timed side by side, of as many candidates as the budget is for."""
+PROCESSES = 3
+"""Forms are timed so often, each time in a new process: some are slower, by up to a third, for as long as they live."""
 CHEAPEST = 3
 """Of the forms that can't be told from the best, so many are timed again."""
 
@@ -93,8 +95,9 @@ def settle(run: Run, plan: TrialPlan, files: TrialFiles) -> Choice:
         wanted |= settled.keys()
         forms = {one.name: (one.artifact, one.runtime) for one in variants if one.name in wanted}
         run.reporter.event("sweep", state="timing side by side", students=list(forms))
-        timed = time_forms(run, plan, list(forms.values()), (budget.candidates,), **THOROUGH)
-        settled = {name: quieter(one["latency"], settled.get(name)) for name, one in zip(forms, timed, strict=True)}
+        for _ in range(PROCESSES):
+            timed = time_forms(run, plan, list(forms.values()), (budget.candidates,), **THOROUGH)
+            settled = {name: quieter(one["latency"], settled.get(name)) for name, one in zip(forms, timed, strict=True)}
         files.settle(settled)
 
 

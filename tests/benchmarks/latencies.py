@@ -1,11 +1,11 @@
 """What a sweep says that its students take, against a plain timing that shares no code with it.
 
-    python -m tests.benchmarks.latencies --sweep STORAGE_ROOT/sweeps/KEY [--candidates 50] [--students 3] [--rounds 3]
+    python -m tests.benchmarks.latencies --sweep STORAGE_ROOT/sweeps/KEY [--candidates 50] [--students 3] [--rounds 6]
 
 Of the cross-encoders that the sweep timed side by side at its end, so many are timed again, from the quickest to the
 slowest, each in a process of its own: with the sweep's own code and, by turns with it, with the tokenizers library and
 ONNX Runtime (int8) or OpenVINO (float32) on the exported model. Rankings and what is told of them are the sweep's: up
-to 18 parts of 100 rankings of candidates that are drawn from the valid queries' pairs, and the lower quartile of their
+to 6 parts of 100 rankings of candidates that are drawn from the valid queries' pairs, and the lower quartile of their
 p50 and p99; of several rounds, the quietest. The machine is to do nothing else.
 """
 
@@ -30,7 +30,7 @@ from rankstill.timing import Timing, choose_rankings, time_alone
 from tune.finals import THOROUGH
 from tune.trials import TrialFiles, Variant, variants_of
 
-PARTS, PART, QUIET_SHARE = 18, 100, 25
+PARTS, PART, QUIET_SHARE = 6, 100, 25
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--sweep", type=Path, metavar="FOLDER")
     parser.add_argument("--candidates", type=int, default=50)
     parser.add_argument("--students", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2, help="sweep.measure_cpus of the sweep")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
