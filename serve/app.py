@@ -11,7 +11,6 @@ can add, weigh and remove versions while the endpoint runs. `build` is both in o
 import os
 import signal
 import socket
-import tempfile
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -279,9 +278,9 @@ def main() -> None:
     EventLog(config.storage.feedback_log)  # before replicas fail on it
     given = whole_config(BuildArguments(model=arguments.model, root=root, feedback=feedback, **settings.model_dump()))
     stop = threading.Event()
-    with Reporter() as reporter, tempfile.TemporaryDirectory(prefix="rankstill-") as folder:
+    with Reporter() as reporter, serve_environment() as environment:
         reporter.event("serve", state="starting", model=arguments.model)
-        os.environ.update(serve_environment(Path(folder)) | os.environ)
+        os.environ.update(environment | os.environ)
         connect()
         serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
         address = dashboard()

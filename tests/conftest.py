@@ -8,11 +8,12 @@ from serve.environment import serve_environment
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory):
+def cluster():
     """As `serve.app` starts it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in serve_environment(tmp_path_factory.mktemp("serve")).items():
-            patch.setenv(name, value)
-        connect()
-    yield
-    ray.shutdown()
+    with serve_environment() as environment:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            connect()
+        yield
+        ray.shutdown()

