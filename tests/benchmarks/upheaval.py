@@ -5,9 +5,10 @@
 
 Requests (a query with 50 titles of the judgements) leave at a steady rate, from a process of its own. Meanwhile the
 second artifact is promoted and the first one brought back, again and again; then a ranker replica, the ingress, Serve's
-controller, its proxy and HAProxy, where that is used, get SIGKILL. Each answer is compared with the scores of the version that it names. Then the
-second artifact gets a tenth of the callers, and 10,000 of them ask twice. At the end five times the capacity is asked
-for, for a minute; without `--capacity` it is measured as `tests.benchmarks.serving` does.
+controller, its proxy and HAProxy, where that is used, get SIGKILL. Each answer is compared with the scores of the
+version that it names. Then the second artifact gets a tenth of the callers, and 10,000 of them ask twice. At the end
+five times the capacity is asked for, for a minute; without `--capacity` it is measured as `tests.benchmarks.serving`
+does.
 """
 
 import argparse
