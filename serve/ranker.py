@@ -1,12 +1,13 @@
 """What a replica holds: a student, which tokenises, computes in batches across requests, and answers.
 
 Cross-encoders compute pairs. Students of two towers encode items, which an index or a cache may know already, and
-compare them with the query.
+queries, and compare them.
 """
 
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ TOKENISERS = 2
 """Threads that tokenise; what they take is the interpreter's, not a core's."""
 WARM_UP_WORDS = (40, 20, 10, 1, 4)
 """Lengths of the items that a replica scores before it is ready; the last tells its rate."""
+WARM_UP_QUERIES = (1, 2, 3, 4, 5, 6, 7, 8, 3)
+"""Lengths of the queries that it encodes; likewise."""
 INDEX_SECONDS = 1.0
 """How often a replica looks whether the item index has changed."""
 
@@ -50,19 +53,28 @@ class Ranker:
             student = PairStudent(artifact.scorer(settings.runtime, settings.threads, settings.token_budget))
         self._student = student
         self._scale, self._offset = artifact.calibration
-        batches = [student.tokenise("warm up", [f"item {'of more words ' * words}"] * 16) for words in WARM_UP_WORDS]
-        for tokens in batches:  # runtimes are slow with shapes that they haven't seen
-            student.compute(tokens)
+        of_items = [student.tokenise("warm up", [f"item {'of more words ' * words}"] * 16) for words in WARM_UP_WORDS]
+        self._batcher = self._make_batcher(student.compute, of_items, settings, settings.batch_wait_ms / 1000)
+        self._queries: Batcher | None = None
+        if isinstance(student, TowerStudent):
+            of_queries = [student.tokenise("", ["word " * words]) for words in WARM_UP_QUERIES]
+            self._queries = self._make_batcher(student.encode, of_queries, settings, wait=0.0)
+
+    def _make_batcher(
+        self,
+        compute: Callable[[TokenisedPairs], Floats],
+        batches: Sequence[TokenisedPairs],
+        settings: RankerSettings,
+        wait: float,
+    ) -> Batcher:
+        """One that has computed `batches`, for runtimes are slow with shapes that they haven't seen."""
+        for tokens in batches:
+            compute(tokens)
         start, tokens = time.monotonic(), batches[-1]
-        student.compute(tokens)
-        self._batcher = Batcher(
-            student.compute,
-            self._computing,
-            settings.token_budget,
-            settings.batch_wait_ms / 1000,
-            settings.max_wait_ms / 1000,
-            int(tokens.lengths_B.sum()) / (time.monotonic() - start),
-        )
+        compute(tokens)
+        rate = int(tokens.lengths_B.sum()) / (time.monotonic() - start)
+        budget, longest = settings.token_budget, settings.max_wait_ms / 1000
+        return Batcher(compute, self._computing, budget, wait, longest, rate)
 
     async def score(self, request: ScoreRequest) -> Scores | Refusal:
         """Scores of a request's documents, or why there are none."""
@@ -71,18 +83,20 @@ class Ranker:
         loop = asyncio.get_running_loop()
         student = self._student
         try:
-            self._batcher.check(due)  # before anything is spent on it
+            for batcher in filter(None, (self._batcher, self._queries)):
+                batcher.check(due)  # before anything is spent on it
             work = await loop.run_in_executor(self._tokenising, student.prepare, request)
             prepared = time.monotonic()
             if work.unknown:
                 return Refusal("unknown", places=work.unknown)
             found = await self._batcher.submit(work.tokens, due) if work.tokens.input_ids else None
+            query = await self._queries.submit(work.query, due) if self._queries and work.query else None
         except Overloaded as full:
             return Refusal("overloaded", full.seconds)
         except TooLate:
             return Refusal("late")
         computed = time.monotonic()
-        logits_N = await loop.run_in_executor(self._computing, student.finish, work, found)
+        logits_N = await loop.run_in_executor(self._computing, student.finish, work, found, query)
         seconds = {"tokenise": prepared - began, "forward": computed - prepared, "answer": time.monotonic() - computed}
         return Scores(
             logits_N=logits_N,
@@ -99,11 +113,12 @@ class Ranker:
 class Work:
     """What a request asks of a student."""
 
-    query: str
     places: list[int]
     """Documents that are to be computed."""
     tokens: TokenisedPairs
     """Theirs."""
+    query: TokenisedPairs | None = None
+    """Of the query, where that is encoded by itself."""
     vectors: list[Floats | None] = field(default_factory=list)
     """Of each document, where they are known."""
     keys: list[str] = field(default_factory=list)
@@ -123,14 +138,14 @@ class Student(ABC):
         """What each row of tokens comes to."""
 
     @abstractmethod
-    def finish(self, work: Work, found: Floats | None) -> Floats:
-        """Logits of all documents, from what was computed."""
+    def finish(self, work: Work, found: Floats | None, query: Floats | None) -> Floats:
+        """Logits of all documents, from what was computed of them and of the query."""
 
     def prepare(self, request: ScoreRequest) -> Work:
         """What is to be computed."""
         query, texts = normalise_query(request.query), [normalise(text) for text in request.texts]
         tokens = self.tokenise(query, texts, request.max_tokens_per_doc)
-        return Work(query, list(range(len(texts))), tokens, unknown=request.bare)
+        return Work(list(range(len(texts))), tokens, unknown=request.bare)
 
 
 class PairStudent(Student):
@@ -148,7 +163,7 @@ class PairStudent(Student):
         """Logits."""
         return self._scorer.score_tokens(tokens)
 
-    def finish(self, work: Work, found: Floats | None) -> Floats:  # noqa: ARG002
+    def finish(self, work: Work, found: Floats | None, query: Floats | None) -> Floats:  # noqa: ARG002
         """What was computed."""
         assert found is not None
         return found
@@ -176,7 +191,7 @@ class TowerStudent(Student):
 
     def prepare(self, request: ScoreRequest) -> Work:
         """What the index and the cache don't know."""
-        query = normalise_query(request.query)
+        query = self.tokenise("", [normalise_query(request.query)])
         vectors: list[Floats | None] = [None] * len(request.texts)
         index = self._current_index()
         if request.ids and index:
@@ -192,22 +207,27 @@ class TowerStudent(Student):
         for place, one in zip(open_places, cached, strict=True):
             vectors[place] = None if one is None else one.astype(np.float32)
         left = [number for number, one in enumerate(cached) if one is None]
-        tokens = self.tokenise(query, [texts[number] for number in left], request.max_tokens_per_doc)
+        tokens = self.tokenise("", [texts[number] for number in left], request.max_tokens_per_doc)
         places = [open_places[number] for number in left]
-        return Work(query, places, tokens, vectors, [keys[number] for number in left], unknown)
+        return Work(places, tokens, query, vectors, [keys[number] for number in left], unknown)
 
     def compute(self, tokens: TokenisedPairs) -> NDArray[np.float32]:
         """Vectors of items."""
         return self._encoder.items(tokens, self._budget)
 
-    def finish(self, work: Work, found: Floats | None) -> Floats:
+    def encode(self, tokens: TokenisedPairs) -> Floats:
+        """Vectors of queries."""
+        return self._encoder.queries(tokens)
+
+    def finish(self, work: Work, found: Floats | None, query: Floats | None) -> Floats:
         """Compare all documents with the query."""
+        assert query is not None
         vectors = list(work.vectors)
         if found is not None:
             self._cache.put(work.keys, found.astype(np.float16))
             for place, one in zip(work.places, found, strict=True):
                 vectors[place] = one
-        return self._encoder.compare(work.query, np.stack([one for one in vectors if one is not None]))
+        return self._encoder.compare(query[0], np.stack([one for one in vectors if one is not None]))
 
     def _current_index(self) -> ItemIndex | None:
         """The item index as it stands, opened again where it has changed."""

@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +64,17 @@ def test_openvino_encodes_what_torch_encodes_in_several_threads_too(family):
     assert fast._encoder.engine is not None
     vectors = plain.items(plain.tokenise(TEXTS), 64)
     assert fast.items(fast.tokenise(TEXTS), 64) == pytest.approx(vectors, abs=1e-4)
-    expected = [plain.compare(query, vectors) for query in TEXTS]
+    expected = [compare(plain, query, vectors) for query in TEXTS]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(fast.compare, TEXTS * 20, [vectors] * 20 * len(TEXTS)))
+        found = list(pool.map(partial(compare, fast, vectors=vectors), TEXTS * 20))
     assert np.array(found) == pytest.approx(np.array(expected * 20), abs=1e-3)
+    together = plain.queries(plain.tokenise(TEXTS))  # padded to the longest
+    assert np.array([plain.compare(one, vectors) for one in together]) == pytest.approx(np.array(expected), abs=1e-4)
+
+
+def compare(encoder, query, vectors):
+    (query_SV,) = encoder.queries(encoder.tokenise([query]))
+    return encoder.compare(query_SV, vectors)
 
 
 def test_what_openvino_cant_run_is_encoded_in_torch(monkeypatch):

@@ -18,9 +18,9 @@ from tune.select import choose, overshoot, pareto
 from tune.trial import TrialPlan, time_forms
 from tune.trials import Trial, TrialFiles, Variant, quieter, variants_of
 
-THOROUGH: dict[str, Any] = {"parts": 6, "seconds": 9.0}
+THOROUGH: dict[str, Any] = {"parts": 4, "seconds": 6.0}
 """How long forms are timed side by side, of as many candidates as the budget is for."""
-PROCESSES = 3
+PROCESSES = 6
 """Forms are timed so often, each time in a new process: some are slower, by up to a third, for as long as they live."""
 CHEAPEST = 3
 """Of the forms that can't be told from the best, so many are timed again."""

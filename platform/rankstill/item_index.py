@@ -222,12 +222,18 @@ class ItemEncoder:
         """Vectors of item texts, [B], as an index keeps them."""
         return quantise(self.items(self.tokenise(texts), token_budget))
 
-    def compare(self, query: str, vectors_BMW: Floats) -> Floats:
-        """Logits of items for a query, [B]."""
-        batch = collate(self.tokenise([query]), [0], self._student.pad_id)
+    def queries(self, tokens: TokenisedPairs) -> Floats:
+        """Vectors of queries, and in a last column the weights with which these count, [B, S, W + 1]."""
+        batch = collate(tokens, range(len(tokens.input_ids)), self._student.pad_id)
         with torch.inference_mode():
-            queries_PSW, weights_PS = self._model.pool_queries(*self._states(batch))
-            return self._model.compare(queries_PSW, weights_PS, torch.from_numpy(vectors_BMW)).numpy()
+            vectors_BSW, weights_BS = self._model.pool_queries(*self._states(batch))
+            return torch.cat([vectors_BSW, weights_BS.unsqueeze(-1)], dim=-1).numpy()
+
+    def compare(self, query_SV: Floats, vectors_BMW: Floats) -> Floats:
+        """Logits of items for one of the queries, [B]."""
+        query = torch.from_numpy(query_SV).unsqueeze(0)
+        with torch.inference_mode():
+            return self._model.compare(query[..., :-1], query[..., -1], torch.from_numpy(vectors_BMW)).numpy()
 
     def _states(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [B, L, D] and which of them are real [B, L]."""
@@ -247,7 +253,8 @@ class KnownItemScorer:
         scores_B = np.full(len(ids), np.nan, dtype=np.float32)
         known_B = rows_B >= 0
         if known_B.any():
-            scores_B[known_B] = self._encoder.compare(query, self._index.vectors(rows_B[known_B]).floats)
+            (query_SV,) = self._encoder.queries(self._encoder.tokenise([query]))
+            scores_B[known_B] = self._encoder.compare(query_SV, self._index.vectors(rows_B[known_B]).floats)
         return scores_B
 
 

@@ -5,7 +5,7 @@
 Of the cross-encoders that the sweep timed side by side at its end, so many are timed again, from the quickest to the
 slowest, each in a process of its own: with the sweep's own code and, by turns with it, with the tokenizers library and
 ONNX Runtime (int8) or OpenVINO (float32) on the exported model. Rankings and what is told of them are the sweep's: up
-to 6 parts of 100 rankings of candidates that are drawn from the valid queries' pairs, and the lower quartile of their
+to 4 parts of 100 rankings of candidates that are drawn from the valid queries' pairs, and the lower quartile of their
 p50 and p99; of several rounds, the quietest. The machine is to do nothing else.
 """
 
@@ -30,7 +30,7 @@ from rankstill.timing import Timing, choose_rankings, time_alone
 from tune.finals import THOROUGH
 from tune.trials import TrialFiles, Variant, variants_of
 
-PARTS, PART, QUIET_SHARE = 6, 100, 25
+PARTS, PART, QUIET_SHARE = 4, 100, 25
 
 
 def main() -> None:
