@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,8 @@ def server(command: Sequence[str], port: int, ready: str) -> Iterator[Path]:
                 time.sleep(0.5)
             yield Path(log.name)
         finally:
-            os.killpg(process.pid, signal.SIGINT)
+            with suppress(ProcessLookupError):  # it has ended
+                os.killpg(process.pid, signal.SIGINT)
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
