@@ -6,14 +6,17 @@ import numpy as np
 import onnx
 import pytest
 from builders import made_up_pairs, tiny_cross_encoder
+from onnx.numpy_helper import to_array
 from scipy.stats import spearmanr
 
+from rankstill import runtimes
 from rankstill.artifacts import is_artifact, load_artifact
 from rankstill.calibration import Calibration
 from rankstill.compression import quantise_artifact
 from rankstill.errors import ModelError
 from rankstill.exporting import export_artifact
 from rankstill.rankers import load_ranker
+from rankstill.runtimes import has_vnni, with_signed_weights
 
 MADE_FROM = {"teacher": "f00", "metrics": {"ndcg@10": 0.5}}
 
@@ -173,6 +176,25 @@ def test_a_calibration_that_would_turn_the_order_around_is_left_out(student, tmp
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     assert "manifest.json" in refusal(tmp_path / "absent")
+
+
+def test_signed_weights_give_the_same_products(exported, tmp_path, monkeypatch):
+    (tmp_path / "small").mkdir()
+    small = quantise_artifact(exported, tmp_path / "small")
+    path = small.folder / "model.onnx"
+    before, after = (
+        {entry.name: to_array(entry).astype(int) for entry in model.graph.initializer if entry.data_type in (2, 3)}
+        for model in (onnx.load(path), onnx.load_from_string(with_signed_weights(path)))
+    )
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert len(moved) >= 10
+    for name in moved:
+        assert np.array_equal(before[name] - 128, after[name])
+    assert with_signed_weights(exported.folder / "model.onnx") == str(exported.folder / "model.onnx")
+    if has_vnni():
+        signed = small.scorer().score(*made_up_pairs(60))
+        monkeypatch.setattr(runtimes, "has_vnni", lambda: False)
+        assert np.array_equal(signed, small.scorer().score(*made_up_pairs(60)))
 
 
 def test_an_int8_artifact_scores_nearly_the_same_and_is_smaller(exported, tmp_path):
