@@ -156,9 +156,8 @@ def _as_served(path: str) -> bytes:
     model = onnx.load(path)
     entries = {entry.name: entry for entry in model.graph.initializer}
     if "vnni" in Path("/proc/cpuinfo").read_text():
-        for name in (
-            node.input[place] for node in model.graph.node for place in (1, 3) if node.op_type[-7:] == "Integer"
-        ):
+        products = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
+        for name in (node.input[place] for node in products for place in (1, 3)):
             if (weights := to_array(entries[name])).dtype == np.uint8:
                 entries[name].CopyFrom(from_array((weights ^ 128).view(np.int8), name))
     return model.SerializeToString()
