@@ -45,6 +45,16 @@ def test_batches_waste_little_of_the_budget():
     assert padded < 1.05 * lengths.sum()
 
 
+def test_few_pairs_of_unlike_lengths_are_not_padded_to_the_longest():
+    """As of one request, which would fit into one batch."""
+    lengths = np.random.default_rng(0).integers(10, 40, size=50)
+    batches = plan_batches(lengths, 2048)
+    padded = sum(batch.size * lengths[batch].max() for batch in batches)
+    assert padded < 1.25 * lengths.sum()
+    assert len(batches) < 8
+    assert len(plan_batches(np.arange(1, 9), 2048)) == 1, "another batch costs more than so little padding"
+
+
 def test_scores_are_those_of_one_pair_at_a_time(encoder, scorer):
     queries, texts = made_up_pairs(25)
     expected = []

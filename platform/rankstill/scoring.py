@@ -28,6 +28,9 @@ from rankstill.errors import RunError
 from rankstill.losses import expected_gain_logit
 from rankstill.runtimes import PROBES, Batch, Engine, Floats, onnx_engine, openvino_engine
 
+PADDING = 64
+"""Tokens of padding that cost about as much as one more batch on a CPU. Batches for GPUs are larger, and so is that."""
+
 
 @dataclass
 class Work:
@@ -115,11 +118,17 @@ class PairScorer:
 
 
 def plan_batches(lengths_B: NDArray[np.int64], token_budget: int) -> list[NDArray[np.int64]]:
-    """Cut pairs, longest first, into batches of at most `token_budget` padded tokens (at least one pair each)."""
+    """Cut pairs, longest first, into batches of at most `token_budget` padded tokens (at least one pair each).
+
+    A batch ends, too, where its padding would cost more than another batch does.
+    """
     order = np.argsort(-lengths_B, kind="stable")
     batches, start = [], 0
     while start < order.size:
         size = max(1, token_budget // max(1, int(lengths_B[order[start]])))
+        lengths = lengths_B[order[start : start + size]]
+        padding = np.cumsum(lengths[0] - lengths)
+        size = int(np.searchsorted(padding, max(PADDING, token_budget // 32), side="right"))
         batches.append(order[start : start + size])
         start += size
     return batches
