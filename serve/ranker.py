@@ -53,7 +53,8 @@ class Ranker:
             student = PairStudent(artifact.scorer(settings.runtime, settings.threads, settings.token_budget))
         self._student = student
         self._scale, self._offset = artifact.calibration
-        of_items = [student.tokenise("warm up", [f"item {'of more words ' * words}"] * 16) for words in WARM_UP_WORDS]
+        texts = [[f"item {'of more words ' * words}"] * 16 for words in WARM_UP_WORDS]
+        of_items = list(self._tokenising.map(student.tokenise, ["warm up"] * len(texts), texts))
         self._batcher = self._make_batcher(student.compute, of_items, settings, settings.batch_wait_ms / 1000)
         self._queries: Batcher | None = None
         if isinstance(student, TowerStudent):
@@ -67,11 +68,11 @@ class Ranker:
         settings: RankerSettings,
         wait: float,
     ) -> Batcher:
-        """One that has computed `batches`, for runtimes are slow with shapes that they haven't seen."""
+        """One that has computed `batches`, for runtimes are slow with shapes, and in threads, that are new to them."""
         for tokens in batches:
-            compute(tokens)
+            self._computing.submit(compute, tokens).result()
         start, tokens = time.monotonic(), batches[-1]
-        compute(tokens)
+        self._computing.submit(compute, tokens).result()
         rate = int(tokens.lengths_B.sum()) / (time.monotonic() - start)
         budget, longest = settings.token_budget, settings.max_wait_ms / 1000
         return Batcher(compute, self._computing, budget, wait, longest, rate)

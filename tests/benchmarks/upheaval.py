@@ -133,6 +133,11 @@ class Bench:
         return bool(np.abs(found - expected).max() < TOLERANCE)
 
 
+def version_of(answer: Answer) -> str:
+    """Which one answered, or the status where none did."""
+    return json.loads(answer.text)["model_version"] if answer.status == "200" else answer.status
+
+
 def changes(bench: Bench, artifacts: dict[str, Artifact], rounds: int) -> None:
     """Promote and roll back, and print what requests saw of it."""
     versions, endpoint = versions_of(artifacts), Endpoint(Serving(bench.dashboard), lambda _: None)
@@ -153,7 +158,7 @@ def changes(bench: Bench, artifacts: dict[str, Artifact], rounds: int) -> None:
     begun = time.monotonic()
     answers = bench.under_load(work, seconds)
     seen = told(answers, bench.rate)
-    names = Counter(json.loads(one.text)["model_version"] for one in answers if one.status == "200")
+    names = Counter(map(version_of, answers))
     rows = [["", "requests", "statuses", "p50 ms", "p99 ms", "worst ms", "wrong"]]
     for what, found in (("steady", steady), (f"{rounds} promotions and {rounds} rollbacks", seen)):
         cells = [str(found.get(key)) for key in ("sent", "statuses", "p50_ms", "p99_ms", "worst_ms")]
@@ -161,7 +166,9 @@ def changes(bench: Bench, artifacts: dict[str, Artifact], rounds: int) -> None:
     print(format_table(rows))
     slowest = sorted(answers, key=lambda one: -one.ms)[:8]
     print("changes, in seconds:", ", ".join(moments))
-    print("slowest:", ", ".join(f"{one.ms:.0f} ms at {one.due:.1f} s" for one in slowest))
+    by_version = {name: np.median([one.ms for one in answers if version_of(one) == name]) for name in names}
+    print("slowest:", ", ".join(f"{one.ms:.0f} ms at {one.due:.1f} s ({version_of(one)})" for one in slowest))
+    print("p50 by version:", ", ".join(f"{name} {value:.1f} ms" for name, value in by_version.items()))
     print(
         f"answers by version: {dict(names)}; a change took {np.median(taken):.1f} s (median), the first loads replicas"
     )
@@ -192,8 +199,7 @@ def shares(bench: Bench, artifacts: dict[str, Artifact]) -> None:
     answers = replace(bench, bodies=path, rate=CALLERS_RATE).steady(2 * CALLERS / CALLERS_RATE)
     seen: dict[int, set[str]] = {}
     for one in answers:
-        name = json.loads(one.text)["model_version"] if one.status == "200" else one.status
-        seen.setdefault(one.body, set()).add(name)
+        seen.setdefault(one.body, set()).add(version_of(one))
     second = sum(names == {"shop/2"} for names in seen.values())
     split = sum(len(names) > 1 for names in seen.values())
     print(f"{len(answers):,} requests of {len(seen):,} callers: {dict(Counter(one.status for one in answers))};")
