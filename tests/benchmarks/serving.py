@@ -76,10 +76,10 @@ def main() -> None:
             settings.append(f"serve.index={make_index(arguments.model, pairs, folder)}")
         command = [sys.executable, "-m", "serve.app", "--model", str(arguments.model), f"serve.port={port}", *settings]
         with server([*command, f"storage.root={folder / 'root'}"], port, "/readyz"):
-            found["rankstill"] = capacity(port, "/v1/rerank", own, arguments.seconds)
             if arguments.steady:
                 hundred = write_bodies(folder / "hundred.jsonl", pairs, 100, ids=known)
                 found["rankstill, 100 items at 20/s"] = load(port, "/v1/rerank", hundred, 20.0, 3 * arguments.seconds)
+            found["rankstill"] = capacity(port, "/v1/rerank", own, arguments.seconds)
         base = found["FastAPI, sentence-transformers"]["answered_per_second"]
         for server_name, told in found.items():
             rate = told["answered_per_second"]
