@@ -78,6 +78,7 @@ def _hasty():
     """Side by side, forms are timed for seconds, and not for minutes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tune.finals.THOROUGH", {"parts": 2, "seconds": 2.0})
+        patch.setattr("tune.finals.PROCESSES", 1)
         yield
 
 
