@@ -24,8 +24,6 @@ Batch = dict[str, NDArray[np.int64]]
 PROBES = ((["a query"] * 2, ["an item", "another one"]), (["lamp"] * 3, ["a", "of steel " * 9, "b"]))
 """Queries and texts of two batches of different shapes."""
 Engine = Callable[[Batch], Floats]
-MOST_BYTES = 2**31 - 1
-"""Of a model in one piece of memory."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
 """Largest difference to torch in float32, absolute for small values and relative for large ones."""
 
@@ -56,14 +54,14 @@ def has_vnni() -> bool:
 
 
 def with_signed_weights(path: Path) -> bytes | str:
-    """A model whose products have signed bytes as weights; the path, where it has no unsigned ones.
+    """A model whose products have signed bytes as weights; the path, where it has no unsigned ones, or not in this file.
 
     Weights and their zero points are less by 128, so that products are the same, to the bit. For these ONNX Runtime has
     kernels that use VNNI, and for unsigned weights it has not.
     """
-    if path.stat().st_size > MOST_BYTES:
+    model = onnx.load(path, load_external_data=False)
+    if any(entry.external_data for entry in model.graph.initializer):
         return str(path)
-    model = onnx.load(path)
     uses = Counter(name for node in model.graph.node for name in node.input)
     kept = {entry.name: entry for entry in model.graph.initializer if uses[entry.name] == 1}
     found = False
