@@ -54,7 +54,7 @@ def has_vnni() -> bool:
 
 
 def with_signed_weights(path: Path) -> bytes | str:
-    """A model whose products have signed bytes as weights; the path, where it has no unsigned ones, or not in this file.
+    """A model whose products have signed bytes as weights; its path, where it has no unsigned ones in this file.
 
     Weights and their zero points are less by 128, so that products are the same, to the bit. For these ONNX Runtime has
     kernels that use VNNI, and for unsigned weights it has not.
