@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rankstill.priority import INGRESS, come_first
 from serve.endpoint import Endpoint, EndpointSettings
 from serve.guard import Guard
 
@@ -12,6 +13,7 @@ class Ingress:
     def __init__(self, settings: EndpointSettings, *_own: Any) -> None:
         """`_own` is what else is in the same application, which Serve deploys because it is bound here."""
         self._endpoint = _ENDPOINTS["here"] = Endpoint(settings)
+        come_first(INGRESS)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve what `user_config` says; nothing restarts."""

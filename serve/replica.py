@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from serve.idle_time import in_idle_time
+from rankstill.priority import RANKER, come_first, in_idle_time
 from serve.messages import Refusal, ScoreRequest, Scores
 
 
@@ -23,13 +23,14 @@ class RankerSettings:
 
 
 class Replica:
-    """Loads a student without disturbing those that answer, and then is its ranker."""
+    """Loads a student without disturbing those that answer, and then is its ranker, and comes first itself."""
 
     def __init__(self, settings: RankerSettings) -> None:
         with in_idle_time():
             from serve.ranker import Ranker
 
             self._ranker = Ranker(settings)
+        come_first(RANKER)
 
     async def ready(self) -> bool:
         """True once the student is loaded and warm; a replica that isn't can't answer."""

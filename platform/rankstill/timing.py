@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from rankstill.artifacts import load_artifact
 from rankstill.errors import RunError
+from rankstill.priority import FIRST, come_first
 from rankstill.quiet import QuietLock
 
 if TYPE_CHECKING:  # what is timed here loads its models alone
@@ -24,8 +24,6 @@ if TYPE_CHECKING:  # what is timed here loads its models alone
 
 WARM_UP = 5
 """Rankings before timing."""
-FIRST = -20
-"""Niceness of a process that comes before all others."""
 QUIET_SHARE = 25
 """Percent of the parts of a timing that are taken to have had the machine for themselves."""
 
@@ -142,8 +140,7 @@ def choose_rankings(
 
 
 if __name__ == "__main__":
-    with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, FIRST)
+    come_first(FIRST)
     given = json.load(sys.stdin)
     rankings = tuple((query, tuple(texts)) for query, texts in given.pop("rankings"))
     artifacts, counts = tuple(map(tuple, given.pop("artifacts"))), tuple(given.pop("counts"))
