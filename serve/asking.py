@@ -5,6 +5,7 @@ Serve talks gRPC here, over which whatever a replica raises comes as it is: any 
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
@@ -19,15 +20,13 @@ from rankstill.served import Version
 from serve.guard import retry_after
 from serve.messages import Refusal, ScoreRequest, Scores
 from serve.observed import Observed
+from serve.room import Room
 from serve.traffic import Traffic
 from serve.watch import Watch
 
 RANKER = "Ranker"
 """Deployment of a version's application that scores."""
 READY_SECONDS = 2.0
-FULL_SHARE = 0.2
-"""For this share of the longest wait, after a version's rankers refused a request, others are refused unasked: what
-waits there keeps them at work for much longer."""
 GREETINGS, GREET_SECONDS = 16, 30.0
 MOST_COPIES = 32
 """Copies under way at a time; where there are more, no further ones are made."""
@@ -36,14 +35,12 @@ MOST_COPIES = 32
 class Rankers:
     """Handles to the rankers of the versions that are served."""
 
-    def __init__(self, observed: Observed, watch: Watch, max_wait: float) -> None:
-        """`max_wait`: seconds for which a request may wait at the rankers."""
-        self._observed, self._watch, self._hold = observed, watch, FULL_SHARE * max_wait
+    def __init__(self, observed: Observed, watch: Watch) -> None:
+        self._observed, self._watch = observed, watch
         self._handles: dict[str, DeploymentHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies = 0
-        self._full: dict[str, tuple[float, Refusal]] = {}
-        """Until when the rankers of a version take nothing, and what they said."""
+        self._rooms: defaultdict[str, Room] = defaultdict(Room)
 
     def know(self, versions: Iterable[Version]) -> None:
         """Have handles to these versions' rankers, which are greeted, so that no request waits for connections."""
@@ -68,9 +65,8 @@ class Rankers:
             raise HTTPException(503, "no ranker replica is ready; try again shortly") from error
 
     def full(self, version: Version) -> Refusal | None:
-        """What a version's rankers said a moment ago, where they took nothing."""
-        until, said = self._full.get(version.version, (0.0, None))
-        return said if time.monotonic() < until else None
+        """What a version's rankers would say now, where they would refuse a request."""
+        return self._rooms[version.version].full
 
     async def score(self, version: Version, request: ScoreRequest, traffic: Traffic) -> Scores:
         """Ask a version's rankers, and once more where a replica died with the request; `traffic` is told how it went.
@@ -78,11 +74,11 @@ class Rankers:
         Raises:
             HTTPException: they can't answer, or not in time.
         """
-        observed, name = self._observed, version.version
-        if full := self.full(version):
-            raise self._refused(name, full)
+        observed, name, room = self._observed, version.version, self._rooms[version.version]
+        if room.full:
+            raise self._refused(name, room.full)
         began = time.monotonic()
-        with observed.under_way.labels(name).track_inprogress():
+        with observed.under_way.labels(name).track_inprogress(), room.send() as ahead:
             try:
                 try:
                     found = await self._ask(version, request)
@@ -101,8 +97,9 @@ class Rankers:
                 raise HTTPException(503, "no ranker replica could answer; try again shortly") from error
         if isinstance(found, Refusal):
             if found.reason == "overloaded" and found.seconds < request.seconds:  # not for its own haste
-                self._full[name] = (time.monotonic() + self._hold, found)
+                room.refused(ahead, found)
             raise self._refused(name, found)
+        room.answered()
         observed.scored(name, found)
         traffic.tell(version, well=True)
         self._watch.answered(name, time.monotonic() - began, found)

@@ -77,7 +77,7 @@ class Batcher:
     ) -> None:
         """`wait` are the seconds for which an idle batcher waits for more; `rate` is a first guess of tokens a second.
 
-        A request that would wait for more than `longest_wait` seconds is refused.
+        A request that would wait for more than `longest_wait` seconds for what is due before it is refused.
         """
         self._compute, self._executor, self._budget = compute, executor, token_budget
         self._wait, self._longest_wait, self.rate = wait, longest_wait, rate
@@ -90,10 +90,9 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def backlog(self) -> float:
-        """Seconds that what is queued and being computed will take."""
-        return (self._queued + self._computing) / self.rate
+    def ahead(self, due: float) -> float:
+        """Seconds that what is being computed, and what is queued and due before, will take."""
+        return (sum(piece.size for piece in self._heap if piece.due <= due) + self._computing) / self.rate
 
     def check(self, due: float) -> None:
         """See whether there is room for a request.
@@ -101,8 +100,9 @@ class Batcher:
         Raises:
             Overloaded: it would have to wait too long.
         """
-        if self.backlog > min(self._longest_wait, due - time.monotonic()):
-            raise Overloaded(self.backlog)
+        seconds = self.ahead(due)
+        if seconds > min(self._longest_wait, due - time.monotonic()):
+            raise Overloaded(seconds)
 
     async def submit(self, tokens: TokenisedPairs, due: float) -> NDArray[Any]:
         """The rows' results, in their order; at least one row.

@@ -109,7 +109,7 @@ class Endpoint:
         self._traffic: Traffic | None = None
         self._recording = Recording(settings.kept, self._observed)
         self._watch = Watch(lambda: self._recording.recorder)
-        self._rankers = Rankers(self._observed, self._watch, settings.max_wait_ms / 1000)
+        self._rankers = Rankers(self._observed, self._watch)
         self._draw = random.Random()  # noqa: S311 (no secret)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:

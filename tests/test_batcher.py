@@ -141,6 +141,23 @@ def test_what_would_wait_too_long_is_refused_at_once_and_the_rest_is_answered():
     assert all(0.45 < one.seconds < 2 for one in refused)
 
 
+def test_a_giant_request_has_no_small_one_refused():
+    """Only what is due before counts: of the same time to answer, that is the little of the giant that comes first."""
+    compute = Slow(0.0005)
+
+    async def scenario(batcher):
+        giant = asyncio.create_task(batcher.submit(numbered([0] * 400), soon(9)))
+        await asyncio.sleep(0.1)
+        with pytest.raises(Overloaded):
+            batcher.check(soon(99))
+        small = await batcher.submit(numbered([1]), soon(9))
+        assert not giant.done()
+        await giant
+        return small
+
+    assert run(scenario, compute, longest_wait=0.5, rate=2000.0)[:, 0].tolist() == [1]
+
+
 def test_an_error_reaches_those_it_belongs_to_and_no_other():
     def compute(tokens: TokenisedPairs) -> np.ndarray:
         if any(ids[0] == 3 for ids in tokens.input_ids):

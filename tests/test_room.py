@@ -1,0 +1,50 @@
+import math
+from collections import Counter
+
+from serve.messages import Refusal
+from serve.room import Room
+
+SAID = Refusal("overloaded", 1.0)
+
+
+def rush(room: Room, takes: int, requests: int) -> Counter[str]:
+    """What becomes of requests that come ten for each that is answered, where rankers hold `takes`."""
+    told: Counter[str] = Counter()
+    for number in range(requests):
+        if room.full:
+            told["full"] += 1
+        elif room.under_way < takes:
+            room.under_way += 1
+        else:
+            told["refused"] += 1
+            room.refused(room.under_way, SAID)
+        if number % 10 == 0:
+            room.under_way -= 1
+            room.answered()
+    return told
+
+
+def test_what_would_be_refused_is_hardly_sent_and_queues_stay_full():
+    room = Room()
+    told = rush(room, takes=50, requests=20_000)
+    assert 0 < told["refused"] < 0.01 * told["full"]
+    assert 0.9 * 50 < room.under_way <= 50
+
+
+def test_nothing_is_full_before_a_refusal_and_after_the_rush():
+    room = Room()
+    with room.send(), room.send() as ahead:
+        assert (ahead, room.under_way, room.full) == (1, 2, None)
+        room.refused(2, SAID)
+        assert room.full is SAID
+    assert (room.under_way, room.full) == (0, None)
+    room.answered()
+    assert room.limit == math.inf
+
+
+def test_one_request_passes_whatever_was_refused():
+    room = Room()
+    room.refused(0, SAID)
+    assert room.full is None
+    with room.send():
+        assert room.full is SAID
