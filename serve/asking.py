@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from rankstill.served import Version
 from serve.guard import retry_after
-from serve.messages import Refusal, ScoreRequest, Scores
+from serve.messages import GREETING, Refusal, ScoreRequest, Scores
 from serve.observed import Observed
 from serve.room import Room
 from serve.traffic import Traffic
@@ -43,14 +43,15 @@ class Rankers:
         self._rooms: defaultdict[str, Room] = defaultdict(Room)
 
     def know(self, versions: Iterable[Version]) -> None:
-        """Have handles to these versions' rankers, which are greeted, so that no request waits for connections."""
+        """Have handles to these versions' rankers, which are greeted, so that no request is the first."""
         own = serve.get_replica_context().app_name
         for one in versions:
             if one.app not in self._handles:
                 # Not checked, for the ingress may start before its versions do; who asks meanwhile waits.
                 handle = serve.get_deployment_handle(RANKER, one.app or own, _check_exists=False)
                 self._handles[one.app] = handle
-                self._start(self._greet(handle))
+                if not one.reference:  # a teacher takes long, and nobody waits for it
+                    self._start(self._greet(handle))
 
     async def ready(self, version: Version) -> None:
         """See that a replica of a version is loaded and warm.
@@ -133,7 +134,8 @@ class Rankers:
         """Reach all replicas of a version, as far as chance has it."""
         with suppress(Exception):
             async with asyncio.timeout(GREET_SECONDS):
-                await asyncio.gather(*(handle.ready.remote() for _ in range(GREETINGS)))
+                for _ in range(GREETINGS):
+                    await handle.score.remote(GREETING)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something done that nobody waits for."""

@@ -1,5 +1,6 @@
 """The deployment that clients reach, in a module of its own: its replicas start without torch."""
 
+import gc
 from typing import Any
 
 from rankstill.priority import INGRESS, come_first
@@ -13,6 +14,7 @@ class Ingress:
     def __init__(self, settings: EndpointSettings, *_own: Any) -> None:
         """`_own` is what else is in the same application, which Serve deploys because it is bound here."""
         self._endpoint = _ENDPOINTS["here"] = Endpoint(settings)
+        gc.freeze()  # see Replica
         come_first(INGRESS)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

@@ -27,6 +27,10 @@ class ScoreRequest:
         return tuple(place for place, one in enumerate(self.ids) if one and not normalise(self.texts[place]))
 
 
+GREETING = ScoreRequest("warm up", ["the title of an item has a few words"] * 16)
+"""What rankers are asked before anybody waits for them."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Answer to a ScoreRequest, in the order of its documents."""
