@@ -17,6 +17,10 @@ APP, INGRESS = "rankstill", "Ingress"
 """The Serve application that clients reach, and its deployment."""
 ADDRESS = "http://127.0.0.1:8265"
 POLL_SECONDS, DEPLOY_SECONDS = 0.25, 600.0
+SETTLE_SECONDS = 0.8
+"""After a change of traffic, until the next one. The ingress greets a new version's rankers meanwhile, and HAProxy hears of
+an ingress that Serve had counted out while it took the change; within the next change it would do without it for a while.
+"""
 FAILURES = (requests.RequestException, RuntimeError, AuthenticationError)
 """What the client raises where Serve doesn't answer, or says no."""
 Config = dict[str, Any]
@@ -182,8 +186,8 @@ class Endpoint:
         config, served = self._now()
         left = served.without(version)
         parked = served.joined(served.known(version).model_copy(update={"weight": 0.0, "shadow": 0.0}))
-        self._serving.deploy(with_traffic(config, parked), self._waiting)
-        self._serving.deploy(with_served(config, left), self._waiting)
+        self._direct(with_traffic(config, parked))
+        self._direct(with_served(config, left))
 
     def _load(self, version: Version) -> None:
         """Have a version's replicas up and warm."""
@@ -191,19 +195,24 @@ class Endpoint:
         if served.find(version.version) is None:
             config = with_version(config, version, version.version)
             self._serving.deploy(config, self._waiting)
-            self._serving.deploy(with_served(config, served.joined(version)), self._waiting)
+            self._direct(with_served(config, served.joined(version)))
 
     def _change(self, change: Callable[[Served], Served], window: float) -> None:
         """Change the traffic; then remove what has been without any for long."""
         config, served = self._now()
         changed = change(served)
         told = with_traffic(config, changed)
-        self._serving.deploy(told, self._waiting)
+        self._direct(told)
         for one in changed.idle(time.time() - window):
             changed = changed.without(one.version)
         left = with_served(config, changed)
         if left != told:
-            self._serving.deploy(left, self._waiting)
+            self._direct(left)
+
+    def _direct(self, config: Config) -> None:
+        """Have traffic go as a config says."""
+        self._serving.deploy(config, self._waiting)
+        time.sleep(SETTLE_SECONDS)
 
     def _now(self) -> tuple[Config, Served]:
         served = self.served
