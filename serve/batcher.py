@@ -22,6 +22,9 @@ from rankstill.cross_encoder import TokenisedPairs, join_pairs, take_pairs
 SMOOTHING = 0.2
 """Share of the newest batch in the running rate."""
 
+AT_ONCE = 2
+"""Batches under way: one that is computed, and a full one that comes next, for which the executor needn't wait."""
+
 Rows = NDArray[np.int64]
 
 
@@ -87,7 +90,8 @@ class Batcher:
         self._computing = 0
         self.fill = 0.0
         """Share of the token budget that the last batch used."""
-        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._batches: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def ahead(self, due: float) -> float:
@@ -122,34 +126,50 @@ class Batcher:
             heapq.heappush(self._heap, Piece(turn, next(self._numbers), request, rows, size))
             self._queued += size
             turn += size / self.rate
-        self._arrived.set()
+        self._changed.set()
         return await request.future
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            if not self._heap:
-                self._arrived.clear()
-                await self._arrived.wait()
-                if self._wait and self._queued < self._budget:
-                    await asyncio.sleep(self._wait)
-            pieces = self._take()
-            if not pieces:
-                continue
-            tokens = join_pairs([take_pairs(piece.request.tokens, piece.rows) for piece in pieces])
-            self._computing, start = sum(piece.size for piece in pieces), time.monotonic()
-            self.fill = min(1.0, self._computing / self._budget)
-            try:
-                found = await loop.run_in_executor(self._executor, self._compute, tokens)
-            except Exception as error:
-                for piece in pieces:
-                    if not piece.request.future.done():
-                        piece.request.future.set_exception(error)
-            else:
-                seconds = max(time.monotonic() - start, 1e-6)
-                self.rate += SMOOTHING * (self._computing / seconds - self.rate)
-                self._give(pieces, found)
-            self._computing = 0
+            while not self._may_start():
+                self._changed.clear()
+                await self._changed.wait()
+            if self._wait and not self._batches and self._queued < self._budget:
+                await asyncio.sleep(self._wait)
+            if pieces := self._take():
+                task = asyncio.create_task(self._compute_batch(pieces))
+                self._batches.add(task)
+                task.add_done_callback(self._done)
+
+    def _may_start(self) -> bool:
+        """Whether there is something to compute, and either nothing is being computed or a full batch can come next."""
+        waiting = len(self._batches)
+        return bool(self._heap) and (not waiting or (waiting < AT_ONCE and self._queued >= self._budget))
+
+    async def _compute_batch(self, pieces: list[Piece]) -> None:
+        size = sum(piece.size for piece in pieces)
+        self._computing += size
+        self.fill = min(1.0, size / self._budget)
+        tokens = join_pairs([take_pairs(piece.request.tokens, piece.rows) for piece in pieces])
+        try:
+            found, seconds = await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, tokens)
+        except Exception as error:
+            for piece in pieces:
+                if not piece.request.future.done():
+                    piece.request.future.set_exception(error)
+        else:
+            self.rate += SMOOTHING * (size / seconds - self.rate)
+            self._give(pieces, found)
+        finally:
+            self._computing -= size
+
+    def _done(self, batch: asyncio.Task[None]) -> None:
+        self._batches.discard(batch)
+        self._changed.set()
+
+    def _timed(self, tokens: TokenisedPairs) -> tuple[NDArray[Any], float]:
+        start = time.monotonic()
+        return self._compute(tokens), max(time.monotonic() - start, 1e-6)
 
     def _take(self) -> list[Piece]:
         """The pieces that come next, of as many tokens as a batch may have (one piece at least)."""

@@ -21,8 +21,8 @@ SERVE_SETTINGS = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     # HAProxy hears within a second that a replica goes; 30 seconds would be for slower ones.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-    # It is told what there is 0.25 seconds after a change, not 0.1: while an ingress takes new weights, Serve counts it out
-    # for a tenth of a second, and HAProxy would do without it for longer than that.
+    # It is told what there is 0.25 seconds after a change, not 0.1: while an ingress takes new weights, Serve counts it
+    # out for a tenth of a second, and HAProxy would do without it for longer than that.
     "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "0.25",
 }
 """For any cluster, whatever is installed there."""

@@ -188,3 +188,28 @@ def test_pieces_are_bounded_and_hold_every_row_once():
     assert pieces[0].tolist() == [1]
     assert all(lengths[rows].sum() <= 180 or len(rows) == 1 for rows in pieces)
     assert [rows.tolist() for rows in cut(np.array([4, 4]), 100)] == [[0, 1]]
+
+
+def test_a_full_batch_waits_at_the_executor_and_others_gather():
+    compute, submitted = Slow(0.001), []
+
+    class Noted(ThreadPoolExecutor):
+        def submit(self, *given, **named):
+            submitted.append(time.monotonic())
+            return super().submit(*given, **named)
+
+    async def main():
+        with Noted(1) as executor:
+            batcher = Batcher(compute, executor, 100, 0.0, 10.0, 1000.0)
+            first = asyncio.create_task(batcher.submit(numbered([0] * 10), soon()))
+            await asyncio.sleep(0.02)
+            others = [asyncio.create_task(batcher.submit(numbered([n] * 4), soon())) for n in range(1, 4)]
+            await asyncio.sleep(0.02)
+            early = len(submitted)
+            found = await asyncio.gather(first, *others)
+            return early, [part[:, 0].tolist() for part in found]
+
+    early, found = asyncio.run(main())
+    assert (early, len(submitted)) == (2, 3), "of what doesn't fill a batch nothing is taken before its turn"
+    assert found == [[0] * 10, *([n] * 4 for n in range(1, 4))]
+    assert [len(batch) for batch in compute.batches] == [10, 8, 4]
