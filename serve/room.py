@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from serve.messages import Refusal
 
-CUT, GROWTH = 0.95, 0.02
+CUT, GROWTH = 0.95, 0.005
 """Share of what was under way at a refusal that is sent afterwards; and what every answer adds to it, in requests."""
 
 
