@@ -18,9 +18,9 @@ APP, INGRESS = "rankstill", "Ingress"
 ADDRESS = "http://127.0.0.1:8265"
 POLL_SECONDS, DEPLOY_SECONDS = 0.25, 600.0
 SETTLE_SECONDS = 0.8
-"""After a change of traffic, until the next one. The ingress greets a new version's rankers meanwhile, and HAProxy is told
-of an ingress that Serve had counted out while it took the change; told in the middle of the next change, it would do
-without it for a while.
+"""After a change of traffic, until the next one. The ingress greets a new version's rankers meanwhile, and HAProxy is
+told of an ingress that Serve had counted out while it took the change; told in the middle of the next change, it would
+do without it for a while.
 """
 FAILURES = (requests.RequestException, RuntimeError, AuthenticationError)
 """What the client raises where Serve doesn't answer, or says no."""
