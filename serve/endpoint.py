@@ -135,7 +135,7 @@ class Endpoint:
         api.get("/v1/models")(self.models)
         loop = LoopRoutes(self._settings.root, lambda: self.traffic.served.name)
         api.get("/v1/loop", responses={503: _PROBLEMS[503]})(loop.show)
-        api.post("/v1/loop", responses={code: _PROBLEMS[code] for code in (403, 404, 422)})(loop.want)
+        api.post("/v1/loop", responses={code: _PROBLEMS[code] for code in (400, 403, 404, 422)})(loop.want)
         api.get("/healthz")(self.healthz)
         api.get("/readyz", responses={503: _PROBLEMS[503]})(self.readyz)
         api.get("/metrics", response_class=PlainTextResponse)(self.metrics)
