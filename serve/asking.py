@@ -76,8 +76,8 @@ class Rankers:
             HTTPException: they can't answer, or not in time.
         """
         observed, name, room = self._observed, version.version, self._rooms[version.version]
-        if room.full:
-            raise self._refused(name, room.full)
+        if full := room.full:
+            raise self._refused(name, full)
         began = time.monotonic()
         with observed.under_way.labels(name).track_inprogress(), room.send() as ahead:
             try:

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -191,23 +192,30 @@ def test_pieces_are_bounded_and_hold_every_row_once():
 
 
 def test_a_full_batch_waits_at_the_executor_and_others_gather():
-    compute, submitted = Slow(0.001), []
+    compute, computing, go_on = Slow(), threading.Event(), threading.Event()
+    submitted: list[object] = []
+
+    def compute_when_told(tokens: TokenisedPairs) -> np.ndarray:
+        computing.set()
+        assert go_on.wait(60)
+        return compute(tokens)
 
     class Noted(ThreadPoolExecutor):
         def submit(self, *given, **named):
-            submitted.append(time.monotonic())
+            submitted.append(given)
             return super().submit(*given, **named)
 
     async def main():
         with Noted(1) as executor:
-            batcher = Batcher(compute, executor, 100, 0.0, 10.0, 1000.0)
-            first = asyncio.create_task(batcher.submit(numbered([0] * 10), soon()))
-            await asyncio.sleep(0.02)
-            others = [asyncio.create_task(batcher.submit(numbered([n] * 4), soon())) for n in range(1, 4)]
-            await asyncio.sleep(0.02)
+            batcher = Batcher(compute_when_told, executor, 100, 0.0, 10.0, 1000.0)
+            waits = [asyncio.create_task(batcher.submit(numbered([0] * 10), soon()))]
+            while not computing.is_set():
+                await asyncio.sleep(0.01)
+            waits += [asyncio.create_task(batcher.submit(numbered([n] * 4), soon())) for n in range(1, 4)]
+            await asyncio.sleep(0.1)
             early = len(submitted)
-            found = await asyncio.gather(first, *others)
-            return early, [part[:, 0].tolist() for part in found]
+            go_on.set()
+            return early, [part[:, 0].tolist() for part in await asyncio.gather(*waits)]
 
     early, found = asyncio.run(main())
     assert (early, len(submitted)) == (2, 3), "of what doesn't fill a batch nothing is taken before its turn"

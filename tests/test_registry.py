@@ -128,6 +128,8 @@ def test_a_promoted_version_can_be_rolled_back(registry, artifact):
         registry.register("rolled", artifact(name), {})
     with pytest.raises(ModelError, match="had one champion only"):
         registry.previous("rolled", "rollback")
+    with pytest.raises(ModelError, match="rollback: no 'unknown@champion' in the registry"):
+        registry.previous("unknown", "rollback")
     now, before = registry.promote("rolled@challenger", "--model")
     assert (now.number, before.number) == (3, 1)
     assert "champion" in now.aliases

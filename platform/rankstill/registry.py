@@ -175,8 +175,9 @@ class Registry:
         """The champion before this one.
 
         Raises:
-            ModelError: there is none, or its files are gone.
+            ModelError: no such name, there was none, or its files are gone.
         """
+        self.resolve(f"{name}@{CHAMPION}", field)
         aliases = {alias for version in self.versions(name) for alias in version.aliases}
         if PREVIOUS not in aliases:
             raise ModelError(f"{field}: {name!r} has had one champion only; promote another version first")
