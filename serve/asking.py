@@ -35,12 +35,13 @@ MOST_COPIES = 32
 class Rankers:
     """Handles to the rankers of the versions that are served."""
 
-    def __init__(self, observed: Observed, watch: Watch) -> None:
+    def __init__(self, observed: Observed, watch: Watch, longest_wait: float) -> None:
+        """`longest_wait` are the seconds for which rankers let a request wait."""
         self._observed, self._watch = observed, watch
         self._handles: dict[str, DeploymentHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies = 0
-        self._rooms: defaultdict[str, Room] = defaultdict(Room)
+        self._rooms: defaultdict[str, Room] = defaultdict(lambda: Room(longest_wait))
 
     def know(self, versions: Iterable[Version]) -> None:
         """Have handles to these versions' rankers, which are greeted, so that no request is the first."""
@@ -100,10 +101,11 @@ class Rankers:
             if found.reason == "overloaded" and found.seconds < request.seconds:  # not for its own haste
                 room.refused(ahead, found)
             raise self._refused(name, found)
-        room.answered()
+        seconds = time.monotonic() - began
+        room.answered(ahead, seconds)
         observed.scored(name, found)
         traffic.tell(version, well=True)
-        self._watch.answered(name, time.monotonic() - began, found)
+        self._watch.answered(name, seconds, found)
         return found
 
     def copy(self, version: Version, request: ScoreRequest, shown: Scores) -> None:
@@ -151,5 +153,5 @@ class Rankers:
             return HTTPException(504, "the time for this request is over; allow more, or send less")
         places = ", ".join(map(str, refusal.places[:5])) + (", …" if len(refusal.places) > 5 else "")
         return HTTPException(
-            422, f"documents: {places} have an id that is not indexed and no text; send their fields, or index them"
+            422, f"documents[{places}]: an id that is not indexed, and no text; send the fields too, or index the items"
         )

@@ -150,8 +150,8 @@ class Batcher:
         size = sum(piece.size for piece in pieces)
         self._computing += size
         self.fill = min(1.0, size / self._budget)
-        tokens = join_pairs([take_pairs(piece.request.tokens, piece.rows) for piece in pieces])
         try:
+            tokens = join_pairs([take_pairs(piece.request.tokens, piece.rows) for piece in pieces])
             found, seconds = await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, tokens)
         except Exception as error:
             for piece in pieces:

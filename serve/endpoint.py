@@ -109,7 +109,7 @@ class Endpoint:
         self._traffic: Traffic | None = None
         self._recording = Recording(settings.kept, self._observed)
         self._watch = Watch(lambda: self._recording.recorder)
-        self._rankers = Rankers(self._observed, self._watch)
+        self._rankers = Rankers(self._observed, self._watch, settings.max_wait_ms / 1000)
         self._draw = random.Random()  # noqa: S311 (no secret)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -188,6 +188,8 @@ class Endpoint:
     async def rerank(self, request: Request) -> Response:
         """Rank texts for a query in the form of text-embeddings-inference; without `texts`, as `/v1/rerank`."""
         given = await read_json(request)
+        if isinstance(given, dict) and not given.keys() & {"texts", "documents"}:
+            raise HTTPException(422, "neither texts nor documents is given; give one")
         if not isinstance(given, dict) or "texts" not in given:
             return await self.rerank_v1(request, validated(RerankV1, given))
         body = validated(RerankTei, given)

@@ -27,6 +27,8 @@ RANKED = {"/v1/rerank", "/v2/rerank", "/rerank"}
 """Routes that rankers answer."""
 BODY_SECONDS = 20.0
 """Within which a body has to arrive."""
+WAIT, CALM = 0.05, 0.25
+"""Seconds that rankings may wait for this process, and after which they are refused where none was as quick."""
 LONGEST_MESSAGE = 1000
 TRACE = ("traceparent", "tracestate")
 _PLAIN = re.compile(r"[\x21-\x7e]{1,200}")
@@ -50,6 +52,7 @@ class Guard:
         """`overloaded` tells after how many seconds to send a ranking again, where it would be refused now; else 0."""
         self._app, self._keys, self._limit, self._observed = app, keys, body_limit, observed
         self._open, self._overloaded = open_, overloaded
+        self._calm = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it."""
@@ -76,7 +79,7 @@ class Guard:
 
         try:
             if problem is None and scope["path"] in RANKED and "x-model-version" not in headers:
-                problem = self._shed(scope["path"])
+                problem = self._shed(scope["path"], headers.get("x-received", ""))
             if problem is None:
                 problem, replay = await self._read(headers, receive)
                 if problem is None:
@@ -126,9 +129,18 @@ class Guard:
             return caller, problem(429, "too many requests of this key", path, retry_after(wait))
         return caller, None
 
-    def _shed(self, path: str) -> Response | None:
-        """The answer where there is too much to do, before anything is spent on a body."""
-        wait = self._overloaded()
+    def _shed(self, path: str, received: str) -> Response | None:
+        """The answer where there is too much to do, before anything is spent on a body.
+
+        `received` is when HAProxy had the request, in microseconds since 1970. A rush waits for this process itself
+        before it waits for rankers; one request that waited long is no reason to refuse it, for the next may find
+        nobody before it, but where all do for a while, there is a queue that stays (CoDel: Nichols and Jacobson, 2012).
+        """
+        wait, now = self._overloaded(), time.monotonic()
+        if not received.isascii() or not received.isdigit() or time.time() - int(received[:20]) / 1e6 <= WAIT:
+            self._calm = now
+        elif now - self._calm > CALM:
+            wait = max(wait, CALM)
         return problem(429, "queues are full; try again later", path, retry_after(wait)) if wait else None
 
     async def _read(self, headers: dict[str, str], receive: Receive) -> tuple[Response | None, Receive]:

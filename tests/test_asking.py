@@ -29,7 +29,7 @@ def failing(monkeypatch):
     watch = Watch(lambda: None)
     sent = []
     monkeypatch.setattr(watch, "_add", lambda version, **counts: sent.append((version, counts)))
-    rankers = Rankers(Observed(), watch)
+    rankers = Rankers(Observed(), watch, 1.0)
     rankers._handles[VERSION.app] = SimpleNamespace(score=Broken(), ready=Broken())
     return SimpleNamespace(rankers=rankers, sent=sent, traffic=Traffic(Served(name="shop", versions=(VERSION,))))
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 
 import httpx
 import pytest
@@ -74,6 +75,20 @@ def test_what_would_be_refused_is_refused_before_its_body_is_read():
         answer = ask(guard, path, headers={**bearer(key), **headers})
         statuses.append((answer.status_code, answer.headers.get("retry-after")))
     assert statuses == [(200, None), (429, "3"), (200, None), (200, None)]
+
+
+def test_what_waited_for_the_ingress_is_refused_once_nothing_comes_in_time(monkeypatch):
+    api, _ = guarded()
+    timely, late = (str(int((time.time() + seconds) * 1e6)) for seconds in (100, -100))
+
+    def status(received: str | bytes, path: str = "/v1/rerank", key: str = RANK) -> int:
+        return ask(api, path, headers={**bearer(key), "x-received": received}).status_code
+
+    monkeypatch.setattr(guard, "CALM", 1000.0)
+    assert [status(late), status(timely), status(late)] == [200, 200, 200]
+    monkeypatch.setattr(guard, "CALM", 1e-6)
+    assert [status(late), status(late), status(late, "/v1/feedback", EVENTS)] == [429, 429, 200]
+    assert [status(timely), status(""), status(b"\xb2"), status(late)] == [200, 200, 200, 429]
 
 
 @pytest.mark.parametrize(

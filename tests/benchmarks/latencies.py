@@ -6,7 +6,8 @@ Of the cross-encoders that the sweep timed side by side at its end, so many are 
 slowest, each in a process of its own: with the sweep's own code and, by turns with it, with the tokenizers library and
 ONNX Runtime (int8) or OpenVINO (float32) on the exported model, in batches of up to 64 tokens of padding. Rankings and
 what is told of them are the sweep's: up to 4 parts of 100 rankings of candidates that are drawn from the valid queries'
-pairs, and the lower quartile of their p50 and p99; of several rounds, the quietest. The machine is to do nothing else.
+pairs, and the lower quartile of their p50 and p99; of several rounds, the quietest. The machine is to do nothing else;
+an idle Ray cluster, as it is beside the sweep's timings and beside an endpoint, is started (--without-ray: it isn't).
 """
 
 import argparse
@@ -25,6 +26,7 @@ import polars as pl
 
 from rankstill.artifacts import load_artifact
 from rankstill.cli import format_table
+from rankstill.cluster import connect
 from rankstill.steps.teach import judged_split
 from rankstill.timing import Timing, choose_rankings, time_alone
 from tune.finals import THOROUGH
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--students", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2, help="sweep.measure_cpus of the sweep")
+    parser.add_argument("--without-ray", action="store_true")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
@@ -49,6 +52,8 @@ def main() -> None:
         return
     if arguments.sweep is None or not (arguments.sweep / "winner.json").exists():
         parser.error(f"--sweep is {str(arguments.sweep)!r}; give the folder of a done sweep, STORAGE_ROOT/sweeps/KEY")
+    if not arguments.without_ray:
+        connect()
     rows = [["student", "form", "", "sweep ms", "now ms", "plain ms", "sweep / plain", "now / plain"]]
     for variant in _spread(arguments.sweep, arguments.candidates, arguments.students):
         told = variant.timing["latency"][str(arguments.candidates)]

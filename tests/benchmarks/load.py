@@ -70,6 +70,10 @@ async def generate(url: str, bodies: list[bytes], rate: float, seconds: float, k
     return answers
 
 
+AT_ONCE_MS = 50
+"""Within which who can't be answered should hear so."""
+
+
 def told(answers: Sequence[Answer], rate: float) -> dict[str, object]:
     """Counts by status, and percentiles of latency in ms."""
     latencies = [one.ms for one in answers if one.status == "200"]
@@ -84,6 +88,7 @@ def told(answers: Sequence[Answer], rate: float) -> dict[str, object]:
     if refused:
         p50, p99 = np.percentile(refused, [50, 99])
         found |= {"refused_p50_ms": round(float(p50), 1), "refused_p99_ms": round(float(p99), 1)}
+        found["refused_at_once"] = round(sum(ms <= AT_ONCE_MS for ms in refused) / len(refused), 4)
     return found
 
 

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import httpx
 
 PATHS = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/feedback", "/v1/catalogue", "/v1/models", "/nowhere")
 GOOD: dict[str, Any] = {"model": "x", "query": "red drill", "documents": ["a", {"title": "b"}], "top_n": 2}
@@ -41,7 +41,7 @@ class Sender:
     def __init__(self, seed: int) -> None:
         self._draw = random.Random(seed)
 
-    def request(self) -> tuple[str, str, dict[str, str], Body]:
+    def request(self) -> tuple[str, str, dict[str, bytes], Body]:
         """Method, path, headers and body."""
         draw = self._draw
         method = draw.choices(["POST", "GET", "PUT", "OPTIONS", "DELETE"], [90, 4, 2, 2, 2])[0]
@@ -53,19 +53,23 @@ class Sender:
             self._body(),
         )
 
-    def _headers(self) -> dict[str, str]:
-        odd = {
-            "x-timeout-ms": self._draw.choice(
-                ["0", "-5", "1e9", "soon", "9" * 400, "\u0663".encode().decode("latin-1")]
-            ),
-            "x-request-id": self._draw.choice(["", "a" * 5000, "\xff\xfe", "<script>"]),
-            "x-model-version": self._draw.choice(["shop/999", "../../etc/passwd", "\xe9"]),
-            "traceparent": "0" * 3000,
-            "authorization": self._draw.choice(["Bearer", "Bearer \xff", "Basic x", "Bearer " + "k" * 5000]),
-            "content-type": self._draw.choice(["text/plain", "application/xml", "application/json; charset=utf-7", ""]),
+    def _headers(self) -> dict[str, bytes]:
+        odd: dict[str, list[bytes]] = {
+            "x-timeout-ms": [b"0", b"-5", b"1e9", b"soon", b"9" * 400, "\u0663".encode()],
+            "x-request-id": [b"", b"a" * 5000, b"\xff\xfe", b"<script>"],
+            "x-model-version": [b"shop/999", b"../../etc/passwd", b"\xe9"],
+            "x-user": [b"\xff", b"u" * 5000],
+            "traceparent": [b"0" * 3000, b"\xff"],
+            "authorization": [b"Bearer", b"Bearer \xff", b"Basic x", b"Bearer " + b"k" * 5000],
+            "content-type": [b"text/plain", b"application/xml", b"application/json; charset=utf-7", b"", b"\xff"],
+            # what Serve reads
+            "x-request-timeout-seconds": [b"1e-9", b"nan", b"\xff"],
+            "x-request-disconnect-disabled": [b"?1", b"\xff"],
+            "x-session-id": [b"\xff"],
+            "serve_multiplexed_model_id": [b"other", b"\xff"],
         }
         chosen = self._draw.sample(sorted(odd), self._draw.choice([0, 0, 1, 2]))
-        return {"content-type": "application/json", **{name: odd[name] for name in chosen}}
+        return {"content-type": b"application/json", **{name: self._draw.choice(odd[name]) for name in chosen}}
 
     def _body(self) -> Body:
         draw = self._draw
@@ -119,16 +123,16 @@ async def main_() -> int:
     arguments = parser.parse_args()
     sender, counts, wrong = Sender(arguments.seed), Counter[str](), 0
     room = asyncio.Semaphore(AT_ONCE)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+    async with httpx.AsyncClient(timeout=60) as client:
 
-        async def send(method: str, path: str, headers: dict[str, str], body: Body) -> None:
+        async def send(method: str, path: str, headers: dict[str, bytes], body: Body) -> None:
             nonlocal wrong
             async with room:
                 data = body if isinstance(body, bytes) else body()
                 try:
-                    async with session.request(method, arguments.url + path, data=data, headers=headers) as answer:
-                        text, status = await answer.text(errors="replace"), answer.status
-                except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+                    answer = await client.request(method, arguments.url + path, content=data, headers=headers)
+                    text, status = answer.text, answer.status_code
+                except httpx.TransportError as error:
                     if body is huge:  # which a server may stop listening to
                         counts["closed while too large"] += 1
                         return
@@ -140,7 +144,7 @@ async def main_() -> int:
                     print(method, path, headers, str(body)[:300], status, text[:300], file=sys.stderr)
 
         odd: list[Body] = [slow, huge, slow, huge]
-        tasks = [send("POST", "/v1/rerank", {"content-type": "application/json"}, body) for body in odd]
+        tasks = [send("POST", "/v1/rerank", {"content-type": b"application/json"}, body) for body in odd]
         await asyncio.gather(*tasks, *(send(*sender.request()) for _ in range(arguments.requests)))
     print(json.dumps({"sent": arguments.requests + len(odd), "statuses": dict(sorted(counts.items())), "wrong": wrong}))
     return wrong
