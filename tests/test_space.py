@@ -34,6 +34,15 @@ def test_given_dimensions_replace_those_of_the_preset_and_null_takes_one_away():
     assert set(found.dimensions) == {*PRESETS["quick"], "train.epochs"} - {"distill.alpha"}
 
 
+def test_a_dimension_on_the_command_line_is_named_as_the_setting_is():
+    given = ["sweep.space={student.layers: {choices: [1, 2]}}", "sweep.space.train.epochs={choices: [1, 3]}"]
+    config = load_config({**BASE, "sweep": {"preset": "none"}}, given)
+    assert {name: one.choices for name, one in config.sweep.space.items()} == {
+        "student.layers": (1, 2),
+        "train.epochs": (1, 3),
+    }
+
+
 def test_settings_that_do_not_matter_are_not_drawn():
     given = {
         "student.vectors": {"choices": [8, 16], "when": {"student.family": "late"}},

@@ -17,6 +17,10 @@ from rankstill.errors import ConfigError
 from rankstill.model_config import Section
 
 
+SPACE = "sweep.space."
+"""What is behind it is the name of a setting, dots and all."""
+
+
 def load_config(origin: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, or take a tree of plain values, and apply `dotted.key=value` overrides (values are YAML too).
 
@@ -93,7 +97,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{key}={text!r}: the value is not valid YAML ({_one_line(error)}); quote it") from error
     node: Any = tree
-    parts = key.split(".")
+    parts = ["sweep", "space", key.removeprefix(SPACE)] if key.startswith(SPACE) else key.split(".")
     last = parts[-1]
     for part, following in pairwise(parts):
         if isinstance(node, list):
