@@ -1,9 +1,11 @@
 """Which version is champion: promote one, roll back, list them, see what one was made from."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankstill.cli import add_config_arguments, format_table, make_parser, present_token, run_command
+from rankstill.config import NAME
 from rankstill.configfile import load_config
 from rankstill.errors import ConfigError
 from rankstill.progress import Reporter
@@ -65,6 +67,8 @@ def main() -> None:
         raise ConfigError("--model goes with nothing but settings; write --model REF, or an action with its name")
     shares = {name: value for name in ("weight", "shadow") if (value := getattr(arguments, name)) is not None}
     _check_shares(shares, action)
+    if names and action not in ("drain", "lineage") and not re.fullmatch(NAME, names[0]):
+        raise ConfigError(f"{action} takes a name without version, such as shop; not {names[0]!r}")
     if arguments.canary and (shares or action != "promote"):
         raise ConfigError("--canary goes with --model alone; write --model REF --canary")
     config = load_config(arguments.config or {"data": {"shop": {}}}, settings)
@@ -175,7 +179,10 @@ def _list(registry: "Registry", endpoint: "Endpoint | None", names: list[str]) -
     shares = {one.version: one for one in served.versions} if served else {}
     whole = sum(one.weight for one in shares.values()) or 1.0
     rows = [["version", "aliases", "traffic", "shadow", "artifact"]]
-    for one in registry.versions(*names):
+    versions = registry.versions(*names)
+    if names and not versions:
+        raise ConfigError(f"list: {names[0]!r} has no versions; see python -m jobs.deploy list")
+    for one in versions:
         found = shares.get(str(one))
         told = [f"{found.weight / whole:.1%}", f"{found.shadow:.0%}"] if found else ["", ""]
         rows.append([str(one), ", ".join(one.aliases), *told, str(one.folder)])

@@ -24,7 +24,7 @@ from rankstill.cli import add_config_arguments, make_parser, run_command
 from rankstill.cluster import connect, dashboard
 from rankstill.config import Serve
 from rankstill.configfile import load_config
-from rankstill.errors import AddressError, ConfigError
+from rankstill.errors import AddressError, ConfigError, ModelError
 from rankstill.event_log import EventLog
 from rankstill.progress import Reporter
 from rankstill.registry import find_version
@@ -32,7 +32,7 @@ from rankstill.served import Served, Version
 from rankstill.serving import APP, INGRESS, Serving, app_of, with_served
 from serve.asking import RANKER
 from serve.endpoint import EndpointSettings
-from serve.environment import serve_environment
+from serve.environment import inner_host, serve_environment
 from serve.ingress import Ingress, make_api
 from serve.keys import read_keys
 from serve.recorder import Recorder
@@ -98,6 +98,10 @@ def find(arguments: BuildArguments) -> Found:
         found = Found(str(version), aliases, load_artifact(version.folder, "model"))
     else:
         folder = Path(arguments.model).expanduser().resolve()
+        if not arguments.model or not folder.is_dir():
+            raise ModelError(
+                f"--model {arguments.model!r}: no version and no folder; name shop@champion, shop/7 or an artifact"
+            )
         found = Found(folder.name, (), load_artifact(folder, "model"))
     found.artifact.resolve(arguments.runtime)
     return found
@@ -276,13 +280,15 @@ def main() -> None:
     require_free(settings.host, settings.port)
     root, feedback = str(config.storage.folder), config.storage.feedback
     EventLog(config.storage.feedback_log)  # before replicas fail on it
-    given = whole_config(BuildArguments(model=arguments.model, root=root, feedback=feedback, **settings.model_dump()))
+    inner = {"host": inner_host(settings.host)}
+    listening: dict[str, Any] = settings.model_dump() | inner
+    given = whole_config(BuildArguments(model=arguments.model, root=root, feedback=feedback, **listening))
     stop = threading.Event()
-    with Reporter() as reporter, serve_environment() as environment:
+    with Reporter() as reporter, serve_environment(settings.host) as environment:
         reporter.event("serve", state="starting", model=arguments.model)
         os.environ.update(environment | os.environ)
         connect()
-        serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
+        serve.start(http_options=inner | {"port": settings.port}, logging_config=LOGGING)
         address = dashboard()
         Serving(address).deploy(given, lambda waits: reporter.event("serve", state="waiting", applications=waits))
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set its own

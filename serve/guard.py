@@ -27,8 +27,9 @@ RANKED = {"/v1/rerank", "/v2/rerank", "/rerank"}
 """Routes that rankers answer."""
 BODY_SECONDS = 20.0
 """Within which a body has to arrive."""
-WAIT, CALM = 0.05, 0.25
-"""Seconds that rankings may wait for this process, and after which they are refused where none was as quick."""
+WAIT, CALM, FEW = 0.05, 0.25, 32
+"""Seconds that rankings may wait for this process, after which they are refused where none was as quick, and how many
+requests are here then; where there are fewer, something else has the cores."""
 LONGEST_MESSAGE = 1000
 TRACE = ("traceparent", "tracestate")
 _PLAIN = re.compile(r"[\x21-\x7e]{1,200}")
@@ -52,7 +53,7 @@ class Guard:
         """`overloaded` tells after how many seconds to send a ranking again, where it would be refused now; else 0."""
         self._app, self._keys, self._limit, self._observed = app, keys, body_limit, observed
         self._open, self._overloaded = open_, overloaded
-        self._calm = time.monotonic()
+        self._calm, self._here = time.monotonic(), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it."""
@@ -60,6 +61,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 500
+        self._here += 1
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
         request_id = given if _PLAIN.fullmatch(given) else uuid.uuid4().hex
@@ -87,6 +89,7 @@ class Guard:
                     return
             await problem(scope, receive, answer)
         finally:
+            self._here -= 1
             seconds = time.monotonic() - began
             route = getattr(scope.get("route"), "path", "")
             self._observed.request(route or "none", status, seconds)
@@ -139,7 +142,7 @@ class Guard:
         wait, now = self._overloaded(), time.monotonic()
         if not received.isascii() or not received.isdigit() or time.time() - int(received[:20]) / 1e6 <= WAIT:
             self._calm = now
-        elif now - self._calm > CALM:
+        elif now - self._calm > CALM and self._here > FEW:
             wait = max(wait, CALM)
         return problem(429, "queues are full; try again later", path, retry_after(wait)) if wait else None
 

@@ -48,6 +48,8 @@ class Scores:
     """That each stage took."""
     fill: float = 0.0
     """Share of the token budget that the last batch used."""
+    busy: float = 0.0
+    """Seconds for which a replica computes such a request where it has nothing else to do."""
 
 
 @dataclass(frozen=True)

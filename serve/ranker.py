@@ -107,6 +107,7 @@ class Ranker:
             known=len(request.texts) - len(work.places),
             seconds=seconds,
             fill=self._batcher.fill,
+            busy=int(work.tokens.lengths_B.sum()) / self._batcher.rate,
         )
 
 

@@ -1,4 +1,4 @@
-"""How many requests a version's rankers take at a time, as the ingress learns it from what they refuse."""
+"""How many documents a version's rankers take at a time, as the ingress learns it from what they refuse."""
 
 import math
 from collections.abc import Iterator
@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from serve.messages import Refusal
 
 CUT, GROWTH = 0.95, 0.005
-"""Share of what was under way at a refusal that is sent afterwards; and what every answer adds to it, in requests."""
+"""Share of what was under way at a refusal that is sent afterwards; and what every document answered adds to it."""
 EASE = 1.01
 """Factor by which an answer may lengthen the pace; quicker ones shorten it at once."""
-SLACK, FEW = 1.5, 16
-"""How many times the longest wait may be foreseen before rankers needn't be asked; requests that are always sent."""
+SLACK, FEW = 1.5, 256
+"""How many times the longest wait may be foreseen before rankers needn't be asked; documents that are always sent."""
+PIECE = 100
+"""Documents of a request that others may wait for: rankers cut it into pieces, whose later ones come behind others."""
 
 
 @dataclass
 class Room:
-    """Requests that were sent to rankers and not answered yet, and how many of them there may be.
+    """Documents that were sent to rankers and not answered yet, at most PIECE of a request, and how many may be.
 
     Rankers take a while to refuse a request, for they have enough to do; the ingress needs none. So it keeps what is
     under way a little below what they refused last, which leaves their queues as full as they may be. (The control of
@@ -32,7 +34,7 @@ class Room:
     said: Refusal | None = None
     """What was refused last."""
     pace: float = 0.0
-    """Seconds that each request under way made the next one wait, where that was least of late; 0 is unknown."""
+    """Seconds for which a document keeps the rankers busy, at the least of late; 0 is unknown."""
 
     @property
     def full(self) -> Refusal | None:
@@ -43,22 +45,25 @@ class Room:
         return Refusal("overloaded", seconds) if self.under_way >= FEW and seconds > SLACK * self.longest_wait else None
 
     @contextmanager
-    def send(self) -> Iterator[int]:
-        """Count a request as under way; gives how many were before it."""
-        ahead = self.under_way
-        self.under_way += 1
+    def send(self, documents: int) -> Iterator[int]:
+        """Count a request as under way; gives how many documents were before it."""
+        ahead, own = self.under_way, min(documents, PIECE)
+        self.under_way += own
         try:
             yield ahead
         finally:
-            self.under_way -= 1
+            self.under_way -= own
 
     def refused(self, ahead: int, said: Refusal) -> None:
-        """Rankers refused a request behind so many others."""
+        """Rankers refused a request behind so many documents."""
         self.limit, self.said = min(self.limit, max(1.0, CUT * ahead)), said
 
-    def answered(self, ahead: int, seconds: float) -> None:
-        """Rankers answered a request behind so many others, after so many seconds."""
-        pace = seconds / (ahead + 1)
+    def answered(self, ahead: int, documents: int, seconds: float, busy: float) -> None:
+        """Rankers answered a request behind so many documents after `seconds`, and it kept one of them `busy` for some.
+
+        What one is busy for is too much where there are several, and what it took is where nobody was before it.
+        """
+        pace = min(seconds / (ahead + documents), busy / documents)
         self.pace = min(pace, EASE * self.pace) if self.pace else pace
         eased = self.under_way < self.limit / 2
-        self.limit = math.inf if eased else self.limit + GROWTH
+        self.limit = math.inf if eased else self.limit + GROWTH * min(documents, PIECE)

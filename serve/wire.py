@@ -77,11 +77,15 @@ def encoded(answer: Any, strict: bool = False) -> bytes:
         raise HTTPException(422, message) from error
 
 
+UNWRITTEN = ("body", "str", Event.__name__, Feedback.__name__)
+"""Parts of an error's place that no caller wrote: a part of the request, members of unions."""
+
+
 async def on_invalid(request: Request, error: Exception) -> Response:
     """A body that isn't JSON, or whose fields are unknown or mistyped."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", Event.__name__, Feedback.__name__))
+    place = ".".join(str(part) for part in first["loc"] if part not in UNWRITTEN)
     given, message = first.get("input"), first["msg"].removeprefix("Value error, ")
     shown = given[:100] if isinstance(given, str) else given
     value = f" is {shown!r}" if isinstance(given, str | int | float) else ""
@@ -95,4 +99,6 @@ async def on_problem(request: Request, error: Exception) -> Response:
     """What a route refused."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers) if error.headers else None
+    if error.detail == "There was an error parsing the body":  # FastAPI's, where it isn't JSON's syntax
+        return problem(422, "body: no JSON that can be read; send UTF-8, not nested too deeply", request.url.path)
     return problem(error.status_code, str(error.detail), request.url.path, headers)

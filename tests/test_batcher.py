@@ -159,6 +159,20 @@ def test_a_giant_request_has_no_small_one_refused():
     assert run(scenario, compute, longest_wait=0.5, rate=2000.0)[:, 0].tolist() == [1]
 
 
+def test_a_giant_request_that_can_not_be_done_in_time_behind_another_is_refused():
+    """Each alone would be: 600 tokens at 1,000 a second, within a second."""
+
+    async def scenario(batcher):
+        giants = [asyncio.create_task(batcher.submit(numbered([n] * 60), soon(1.0))) for n in range(2)]
+        return await asyncio.gather(*giants, batcher.submit(numbered([3]), soon(1.0)), return_exceptions=True)
+
+    first, second, small = run(scenario, Slow())
+    assert len(first) == 60
+    assert isinstance(second, Overloaded)
+    assert 0.5 < second.seconds < 0.7
+    assert small.tolist() == [[3, 10]]
+
+
 def test_an_error_reaches_those_it_belongs_to_and_no_other():
     def compute(tokens: TokenisedPairs) -> np.ndarray:
         if any(ids[0] == 3 for ids in tokens.input_ids):

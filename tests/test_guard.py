@@ -87,6 +87,8 @@ def test_what_waited_for_the_ingress_is_refused_once_nothing_comes_in_time(monke
     monkeypatch.setattr(guard, "CALM", 1000.0)
     assert [status(late), status(timely), status(late)] == [200, 200, 200]
     monkeypatch.setattr(guard, "CALM", 1e-6)
+    assert status(late) == 200, "nobody else is there"
+    monkeypatch.setattr(guard, "FEW", 0)
     assert [status(late), status(late), status(late, "/v1/feedback", EVENTS)] == [429, 429, 200]
     assert [status(timely), status(""), status(b"\xb2"), status(late)] == [200, 200, 200, 429]
 

@@ -1,8 +1,9 @@
 import math
 from collections import Counter
+from contextlib import ExitStack
 
 from serve.messages import Refusal
-from serve.room import Room
+from serve.room import FEW, PIECE, Room
 
 SAID = Refusal("overloaded", 1.0)
 
@@ -14,13 +15,13 @@ def rush(room: Room, takes: int, requests: int) -> Counter[str]:
         if room.full:
             told["full"] += 1
         elif room.under_way < takes:
-            room.under_way += 1
+            room.under_way += 1  # one document each
         else:
             told["refused"] += 1
             room.refused(room.under_way, SAID)
         if number % 10 == 0:
             room.under_way -= 1
-            room.answered(room.under_way, 1.0)
+            room.answered(room.under_way, 1, 1.0, 0.0)
     return told
 
 
@@ -33,12 +34,12 @@ def test_what_would_be_refused_is_hardly_sent_and_queues_stay_full():
 
 def test_nothing_is_full_before_a_refusal_and_after_the_rush():
     room = Room(longest_wait=100.0)
-    with room.send(), room.send() as ahead:
+    with room.send(1), room.send(1) as ahead:
         assert (ahead, room.under_way, room.full) == (1, 2, None)
         room.refused(2, SAID)
         assert room.full is SAID
     assert (room.under_way, room.full) == (0, None)
-    room.answered(1, 1.0)
+    room.answered(1, 1, 1.0, 0.0)
     assert room.limit == math.inf
 
 
@@ -46,31 +47,42 @@ def test_one_request_passes_whatever_was_refused():
     room = Room(longest_wait=100.0)
     room.refused(0, SAID)
     assert room.full is None
-    with room.send():
+    with room.send(1):
         assert room.full is SAID
+
+
+def taken(room: Room, documents: int) -> int:
+    """Requests that come at once and aren't refused."""
+    with ExitStack() as under_way:
+        while not room.full:
+            under_way.enter_context(room.send(documents))
+        return room.under_way // documents
 
 
 def test_a_rush_is_foreseen_by_the_pace_of_the_answers_before():
     room = Room(longest_wait=1.0)
     for _ in range(3):
-        room.answered(0, 0.02)
-    room.answered(0, 30.0)  # one was a giant
-    taken = 0
-    while not room.full:
-        room.under_way += 1
-        taken += 1
-    assert 60 < taken <= 76, "1.5 seconds' worth"
-    assert room.full.reason == "overloaded"
-    assert 1.5 < room.full.seconds < 1.6
-    room.answered(taken, 0.2)  # there are more rankers than one
-    assert room.full is None
+        room.answered(0, 50, seconds=0.08, busy=0.05)
+    room.answered(0, 10_000, seconds=30.0, busy=30.0)  # a giant
+    assert 30 <= taken(room, 50) <= 31, "1.5 seconds' worth"
+    with room.send(1600):
+        assert room.full is None, "its later pieces come behind what others send"
+        assert room.under_way == PIECE
+    room.answered(1500, 50, seconds=0.31, busy=0.05)  # there are five rankers
+    assert 150 <= taken(room, 50) <= 151
 
 
 def test_a_few_are_sent_however_slow_the_answers():
     room = Room(longest_wait=1.0)
-    room.answered(0, 30.0)
-    taken = 0
-    while not room.full:
-        room.under_way += 1
-        taken += 1
-    assert taken == 16
+    room.answered(0, 1, seconds=30.0, busy=30.0)
+    assert taken(room, 1) == FEW
+    assert room.full is None
+
+
+def test_nothing_is_foreseen_of_what_costs_nothing():
+    room = Room(longest_wait=1.0)
+    room.answered(0, 100, seconds=0.01, busy=0.0)
+    with room.send(PIECE), ExitStack() as others:
+        for _ in range(1000):
+            others.enter_context(room.send(PIECE))
+        assert room.full is None

@@ -1,4 +1,6 @@
 import itertools
+import math
+import time
 
 import pytest
 
@@ -90,6 +92,19 @@ def test_every_student_that_may_come_is_named():
         ({"train.epochs": {"choices": [1], "when": {"studnt.init": 1}}}, r"'studnt.init' is no setting; did you mean"),
         ({"distill.alpah": None}, r"'sweep.space.distill.alpah' is null, but preset 'none' varies no such setting"),
         ({"data.test": {"low": 0.1, "high": 0.2}}, r"share data and soft labels; vary student\.\*"),
+        ({"train.epochs": {"low": 1, "high": 4}}, r"train\.epochs' holds 3\.12.*valid integer.*; add whole: true"),
+        (
+            {"train.epochs": {"choices": [1], "when": {"student.family": []}}},
+            r"student\.family has no value to wait for",
+        ),
+        (
+            {"train.epochs": {"choices": [1], "when": {"data.test": 0.1}}},
+            r"when 'data\.test', which never varies; name",
+        ),
+        (
+            {"distill.temperature": {"low": 1, "high": 2}, "distill.temperature.start": {"choices": [1]}},
+            r"'sweep\.space\.distill\.temperature' and its part 'distill\.temperature\.start' both vary",
+        ),
         ({"train.epochs": {"choices": [1, "x"]}}, r"space\.train\.epochs' holds 'x'.*valid integer"),
         ({"distill.alpha": {"low": 0.5, "high": 2.0}}, r"distill\.alpha' holds 2\.0.*out of range"),
         (
@@ -127,3 +142,10 @@ def test_a_dimension_spans_something(dimension, message):
 def test_sizes_are_counted_by_hand():
     given = {"train.epochs": {"choices": [1, 2]}, "train.lists": {"choices": [4, 8, 16]}}
     assert space(space=given).size == len(list(itertools.product([1, 2], [4, 8, 16])))
+
+
+def test_what_is_as_good_as_endless_is_not_counted():
+    many = {f"train.{name}": {"choices": list(range(2, 42))} for name in ("epochs", "lists", "seed", "list_size")}
+    start = time.monotonic()
+    assert space(space=many).size == math.inf
+    assert time.monotonic() - start < 60, "and not for 2.5 million"

@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from rankstill.artifacts import load_artifact
 from rankstill.cluster import Share
 from rankstill.configfile import load_config
-from rankstill.errors import BudgetError, DamagedError, RunError
+from rankstill.errors import BudgetError, ConfigError, DamagedError, RunError
 from rankstill.progress import Reporter
 from rankstill.quiet import QuietLock
 from rankstill.registry import Registry
@@ -48,6 +48,7 @@ SMALL = {
         },
         "trials": 3,
         "measured": [1, 5],
+        "measure_on": "node:__internal_head__",  # which Ray gives the machine where the cluster was started
         "budget": {"candidates": 5},
         "reduction": 2,
     },
@@ -181,6 +182,19 @@ def test_finalists_are_trained_again_with_other_seeds(swept, root):
 def test_trials_that_all_fail_alike_end_the_sweep_with_the_reason(swept, root):
     with pytest.raises(RunError, match=r"3 trials in a row failed for the same reason: .*at least 500 lists a step"):
         run(root, "sweep.trials=6", "train.lists=500", "train.accumulate=500")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sweep.cpus=4096", r"sweep\.cpus is 4096 but no machine has more than \d+ CPUs"),
+        ("sweep.measure_on=nowhere", r"sweep\.measure_on is 'nowhere' but no machine of the cluster has that resource"),
+    ],
+)
+def test_what_the_cluster_has_not_is_refused_before_anything_is_trained(cluster, tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, override)
+    assert not (tmp_path / "teachers").exists()
 
 
 def test_a_damaged_trial_is_named_and_times_are_taken_again(tmp_path):

@@ -19,7 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 from rankstill.cluster import Share
 from rankstill.config import Config
 from rankstill.configfile import dump_config
-from rankstill.errors import RunError
+from rankstill.errors import ConfigError, RunError
 from rankstill.evaluation import PRIMARY
 from rankstill.lineage import lineage
 from rankstill.progress import Reporter
@@ -30,7 +30,7 @@ from rankstill.steps.export import register
 from rankstill.steps.run import Run, step_key
 from rankstill.steps.train import running_name
 from rankstill.storage import write_json, write_text
-from rankstill.sweep_config import Budget
+from rankstill.sweep_config import Budget, Sweep
 from rankstill.training import METRIC
 from tune.finals import Choice, look_at_test, repeats_of_finalists, settle
 from tune.report import report_sweep
@@ -74,6 +74,7 @@ def sweep(config: Config, space: Space) -> Swept:
     with Reporter() as reporter, ExitStack() as held:
         run = Run(config, reporter)
         registry = Registry(run.root)  # which is refused now, where it can't be used, and not after the last trial
+        check_room(run.share, config.sweep)
         prepared, taught = begin(run, space.students())
         gated, labelled = soft_labels(run, prepared, taught)
         told = {"student": True, "distill": True, "train": True, "serve": {"runtime"}}
@@ -118,6 +119,25 @@ def sweep(config: Config, space: Space) -> Swept:
             },
         )
         return Swept(choice, test, places)
+
+
+def check_room(share: Share, settings: Sweep) -> None:
+    """See that trials find what they need on the machines that the cluster has.
+
+    Raises:
+        ConfigError: they would wait for ever.
+    """
+    machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+    most = int(max(one.get("CPU", 0) for one in machines))
+    if share.workers == 1 and settings.cpus > most:
+        raise ConfigError(
+            f"sweep.cpus is {settings.cpus} but no machine has more than {most} CPUs; give {most} or fewer"
+        )
+    if settings.measure_on and not any(settings.measure_on in one for one in machines):
+        raise ConfigError(
+            f"sweep.measure_on is {settings.measure_on!r} but no machine of the cluster has that resource; start one"
+            f" with ray start --resources '{{\"{settings.measure_on}\": 1}}', or drop it"
+        )
 
 
 class Chronicle:

@@ -14,6 +14,10 @@ from rankstill.sweep_config import Dimension
 
 SECTIONS = ("student", "distill", "train")
 """What may vary; everything else decides what the soft labels are, which all students share."""
+COUNTED = 10_000
+"""Students of a space, more than which are as good as endless."""
+BETWEEN = 1 / math.sqrt(2)
+"""A place within a range that is no whole number where its ends are."""
 SIZES = {"student.init": ["teacher", "base"]}
 
 QUICK = {
@@ -95,10 +99,12 @@ class Space:
             return math.inf
         known: set[str] = set()
         self._count([], known)
-        return len(known)
+        return len(known) if len(known) < COUNTED else math.inf
 
     def _count(self, chosen: list[int], known: set[str]) -> None:
-        """Walk through all choices, which `chosen` names by place."""
+        """Walk through all choices, which `chosen` names by place, or through so many that they needn't be counted."""
+        if len(known) >= COUNTED:
+            return
         places = iter(chosen)
         open_choices = 0
 
@@ -143,11 +149,15 @@ def make_space(config: Config) -> Space:
             if name not in known and f"{name}.start" not in known:
                 close = nearest(name, [one.removesuffix(".start") for one in known])
                 raise ConfigError(f"config key 'sweep.space.{key}': {name!r} is no setting; did you mean {close!r}?")
+        allowed = ", ".join(f"{one}.*" for one in SECTIONS)
         if key.split(".")[0] not in SECTIONS:
             raise ConfigError(
-                f"config key 'sweep.space.{key}': all students of a sweep share data and soft labels; vary"
-                f" {', '.join(f'{one}.*' for one in SECTIONS)}"
+                f"config key 'sweep.space.{key}': all students of a sweep share data and soft labels; vary {allowed}"
             )
+        if fixed := [name for name in dimension.when if name.split(".")[0] not in SECTIONS]:
+            raise ConfigError(f"config key 'sweep.space.{key}': when {fixed[0]!r}, which never varies; name {allowed}")
+        if parts := [name for name in dimensions if name.startswith(f"{key}.")]:
+            raise ConfigError(f"config key 'sweep.space.{key}' and its part {parts[0]!r} both vary; null one of them")
     space = Space(_ordered(dimensions), config)
     for key, dimension in space.dimensions.items():
         for value in dimension.values:
@@ -155,6 +165,12 @@ def make_space(config: Config) -> Space:
                 space.at(key, value)
             except ConfigError as error:
                 raise ConfigError(f"{_place(key, value)}: {error}") from error
+        if dimension.low is not None and dimension.high is not None and not dimension.whole:
+            value = dimension.low + BETWEEN * (dimension.high - dimension.low)
+            try:
+                space.at(key, value)
+            except ConfigError as error:
+                raise ConfigError(f"{_place(key, value)}: {error}; add whole: true, or give choices") from error
     return space
 
 

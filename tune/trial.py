@@ -137,5 +137,7 @@ def time_forms(
     timing = Timing(tuple(forms), settings.measure_cpus, counts, rankings, **thoroughness)
     if not settings.measure_on:
         return time_alone(run.root, timing)
-    there = ray.remote(num_cpus=0, resources={settings.measure_on: 0.001})(time_alone)
+    # not within what the trial has been given
+    options = {"num_cpus": 0, "resources": {settings.measure_on: 0.001}, "scheduling_strategy": "DEFAULT"}
+    there = ray.remote(**options)(time_alone)
     return ray.get(there.remote(run.root, timing))

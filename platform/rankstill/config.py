@@ -146,7 +146,7 @@ class Labels(Section):
         return max(min(block, self.budget(device)), block // actors)
 
 
-EMAIL = r"[^\s@]+@[^\s@]+\.[^\s@]+"
+EMAIL = r"[^\s@]@[^\s@]+\.[^\s@]"  # not [^\s@]+@, whose search takes the square of the length of a long word
 PHONE = r"(\+\d|\(\d|\b\d{2,4}[\s./-]\d)[\d\s()./-]{5,}\d"
 
 

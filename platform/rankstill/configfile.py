@@ -16,7 +16,6 @@ from rankstill.config import Config
 from rankstill.errors import ConfigError
 from rankstill.model_config import Section
 
-
 SPACE = "sweep.space."
 """What is behind it is the name of a setting, dots and all."""
 
@@ -38,6 +37,8 @@ def _read_tree(path: str | Path) -> dict[str, Any]:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {str(path)!r}: {error.strerror}; give a readable YAML file") from error
+    except RecursionError:
+        raise ConfigError(f"--config {str(path)!r}: is nested too deeply; mend the file") from None
     except (yaml.YAMLError, ValueError) as error:  # a date such as 2020-13-45 is a ValueError
         raise ConfigError(f"--config {str(path)!r}: not valid YAML ({_one_line(error)}); mend the file") from error
     if not isinstance(tree, dict):
@@ -94,6 +95,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"argument {override!r}: not of the form dotted.key=value; write e.g. train.epochs=2")
     try:
         value = yaml.safe_load(text)
+    except RecursionError:
+        raise ConfigError(f"{key}: the value is nested too deeply; write less") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{key}={text!r}: the value is not valid YAML ({_one_line(error)}); quote it") from error
     node: Any = tree

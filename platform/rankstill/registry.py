@@ -221,15 +221,23 @@ class Registry:
                 found = self._client.get_model_version(name, rest)
             aliases = self._client.get_model_version(name, found.version).aliases
         except MlflowException as error:
-            raise ModelError(f"{field}: no {reference!r} in the registry {self.uri}; {self._hint()}") from error
+            raise ModelError(
+                f"{field}: no {reference!r} in the registry {self.uri}; {self._hint(reference)}"
+            ) from error
         folder = Path(str(found.source))
         if not folder.is_dir():
             raise ModelError(f"{field}: the files of {reference!r} are gone from {found.source!r}; register it again")
         return Version(name, int(found.version), folder, tuple(aliases))
 
-    def _hint(self) -> str:
-        names = [model.name for model in self._client.search_registered_models()]
-        return f"it has {', '.join(sorted(names))}" if names else "it is empty, run jobs.pipeline first"
+    def _hint(self, reference: str) -> str:
+        """What there is in place of a reference."""
+        names = sorted(model.name for model in self._client.search_registered_models())
+        for name in names:
+            if reference == name or reference.startswith((f"{name}@", f"{name}/")):
+                versions = self.versions(name)
+                aliases = sorted(f"{name}@{alias}" for one in versions for alias in one.aliases)
+                return f"name one of {', '.join([*aliases, *map(str, versions)])}"
+        return f"it has {', '.join(names)}" if names else "it is empty, run jobs.pipeline first"
 
 
 def find_version(reference: str, root: Path, field: str) -> Version | None:

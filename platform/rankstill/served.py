@@ -93,6 +93,8 @@ class Served(BaseModel):
     def shadowed(self, version: str, share: float) -> "Served":
         """With a version that gets copies of a share of the others' requests."""
         chosen = self.servable(version)
+        if chosen is self.versions[0]:
+            raise ConfigError(f"--shadow: {version!r} is champion, which answers already; name a challenger")
         copied = chosen.model_copy(update={"shadow": share, "idle_since": 0.0})
         return Served(name=self.name, versions=tuple(copied if one is chosen else one for one in self.versions))
 

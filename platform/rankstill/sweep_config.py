@@ -25,6 +25,8 @@ class Dimension(Section):
 
     @model_validator(mode="after")
     def _spans_something(self) -> "Dimension":
+        if empty := [name for name, wanted in self.when.items() if wanted == []]:
+            raise ValueError(f"when: {empty[0]} has no value to wait for; name some, or drop it")
         if bool(self.choices) == (self.low is not None or self.high is not None):
             raise ValueError("give either choices, or low and high")
         if self.choices:
