@@ -104,7 +104,9 @@ def open_index(folder: Path, field: str, student: str = "") -> ItemIndex:
         whole = whole and manifest["format"] == FORMAT
         index, made_by = ItemIndex(folder, manifest), str(manifest["student"])
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
-        raise ModelError(f"{field}: {str(folder)!r} has no readable item index; make it again with jobs.index") from error
+        raise ModelError(
+            f"{field}: {str(folder)!r} has no readable item index; make it again with jobs.index"
+        ) from error
     if not whole:
         raise ModelError(f"{field}: the item index {str(folder)!r} is cut short or of another format; make it again")
     if student and made_by != student:

@@ -53,6 +53,10 @@ class Version:
         return f"{self.name}/{self.number}"
 
 
+NEWEST = 3
+"""Versions that a message names."""
+
+
 class Registry:
     """The registry under a storage root; MLFLOW_TRACKING_URI, where set, names another one.
 
@@ -236,7 +240,8 @@ class Registry:
             if reference == name or reference.startswith((f"{name}@", f"{name}/")):
                 versions = self.versions(name)
                 aliases = sorted(f"{name}@{alias}" for one in versions for alias in one.aliases)
-                return f"name one of {', '.join([*aliases, *map(str, versions)])}"
+                older = " or older ones" if len(versions) > NEWEST else ""
+                return f"name one of {', '.join([*aliases, *map(str, versions[-NEWEST:])])}{older}"
         return f"it has {', '.join(names)}" if names else "it is empty, run jobs.pipeline first"
 
 
