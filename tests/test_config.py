@@ -1,11 +1,12 @@
 import operator
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from rankstill.config import Labels, Serve
+from rankstill.config import EMAIL, PHONE, Labels, Serve
 from rankstill.configfile import describe_fields, dump_config, load_config, parse_config
 from rankstill.errors import ConfigError
 
@@ -23,6 +24,30 @@ def refusal(tree, *overrides) -> str:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("pattern", [EMAIL, PHONE])
+def test_looking_for_what_is_hidden_takes_no_time_for_long_words(pattern):
+    """A search that takes the square of their length takes an hour, and pytest's time limit ends it."""
+    for word in ("x", "1", "(", "x@", "+", "x.", "1 (", "(1x"):
+        re.search(pattern, word * 300_000)
+    assert not re.search(pattern, "x" * 300_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("mail ann@example.com", True),
+        ("a.b+c@mail.example.org now", True),
+        ("@home", False),
+        ("3 @ 4.50", False),
+        ("drill@", False),
+        ("call +31 20 123 4567", True),
+        ("2x4 lumber 8 ft", False),
+    ],
+)
+def test_what_is_hidden(text, hidden):
+    assert any(re.search(one, text) for one in Serve().hide) == hidden
+
+
 def test_shipped_configs_parse_and_say_something(path):
     config = load_config(path)
     assert config.name == yaml.safe_load(path.read_text())["name"]
