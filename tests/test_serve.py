@@ -311,6 +311,14 @@ def test_tei_clients_get_teis_form(url, artifact):
     assert (neither.status_code, neither.json()["message"]) == (422, "neither texts nor documents is given; give one")
 
 
+@pytest.mark.parametrize("route", ["/v1/rerank", "/v2/rerank", "/rerank"])
+@pytest.mark.parametrize("body", [b'{"query": "\xff"}', b"[" * 100_000, b'{"query": ' + b"1" * 5000 + b"}", b"{"])
+def test_what_is_no_json_is_told_as_such(url, route, body):
+    answer = httpx.post(f"{url}{route}", content=body, headers={"content-type": "application/json"}, timeout=30)
+    assert answer.status_code == 422
+    assert answer.json()["message"].startswith("body: no JSON")
+
+
 def test_a_request_has_an_identity_and_its_documents_theirs(url):
     body = {"query": QUERY, "documents": [{"id": "a7", "title": "red drill"}, "lamp"]}
     answer = httpx.post(f"{url}/v1/rerank", json=body, headers={"x-request-id": "mine"}, timeout=30)
