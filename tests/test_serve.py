@@ -312,7 +312,7 @@ def test_tei_clients_get_teis_form(url, artifact):
 
 
 @pytest.mark.parametrize("route", ["/v1/rerank", "/v2/rerank", "/rerank"])
-@pytest.mark.parametrize("body", [b'{"query": "\xff"}', b"[" * 100_000, b'{"query": ' + b"1" * 5000 + b"}", b"{"])
+@pytest.mark.parametrize("body", [b'{"query": "\xff"}', b"[" * 5_000, b'{"query": ' + b"1" * 5000 + b"}", b"{"])
 def test_what_is_no_json_is_told_as_such(url, route, body):
     answer = httpx.post(f"{url}{route}", content=body, headers={"content-type": "application/json"}, timeout=30)
     assert answer.status_code == 422
@@ -463,8 +463,12 @@ def test_prometheus_reads_what_happened(url):
 
 
 def test_each_request_is_a_line_of_the_log(url, root):
-    rerank(url, documents=["a lamp of secret words"])
-    line = (root / "access.log").read_text().splitlines()[-1]
+    body = {"query": QUERY, "documents": ["a lamp of secret words"]}
+    httpx.post(f"{url}/v1/rerank", json=body, headers={"x-request-id": "logged"}, timeout=30)
+    deadline = time.monotonic() + 10  # it is written once the answer is on its way
+    while not (line := next((one for one in (root / "access.log").open() if '"logged"' in one), "")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     told = json.loads(line)
     assert (told["route"], told["status"], told["version"], told["documents"]) == ("/v1/rerank", 200, "shop/1", 1)
     assert "secret" not in line
