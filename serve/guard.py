@@ -30,8 +30,6 @@ BODY_SECONDS = 20.0
 WAIT, CALM, FEW = 0.05, 0.25, 32
 """Seconds that rankings may wait for this process, after which they are refused where none was as quick, and how many
 requests are here then; where there are fewer, something else has the cores."""
-FULL = {"x-full": "1"}
-"""With which HAProxy is told to refuse rankings for a while (serve/haproxy)."""
 LONGEST_MESSAGE = 1000
 TRACE = ("traceparent", "tracestate")
 _PLAIN = re.compile(r"[\x21-\x7e]{1,200}")
@@ -70,8 +68,6 @@ class Guard:
         passed = [(name.encode(), headers[name].encode("latin-1")) for name in TRACE if name in headers]
         if not given:  # else Serve's proxy, which gives every request one, repeats it
             passed.append((b"x-request-id", request_id.encode()))
-        if (refused := headers.get("x-refused", "")).isdecimal():
-            self._observed.requests.labels("none", "429").inc(int(refused[:9]))
         caller, problem = self._admit(scope["path"], headers, (scope.get("client") or ("",))[0])
         state: dict[str, Any] = scope.setdefault("state", {})
         state.update(caller=caller, request_id=request_id, began=began, told={})
@@ -148,7 +144,7 @@ class Guard:
             self._calm = now
         elif now - self._calm > CALM and self._here > FEW:
             wait = max(wait, CALM)
-        return problem(429, "queues are full; try again later", path, retry_after(wait) | FULL) if wait else None
+        return problem(429, "queues are full; try again later", path, retry_after(wait)) if wait else None
 
     async def _read(self, headers: dict[str, str], receive: Receive) -> tuple[Response | None, Receive]:
         """The whole body, which has its bounds, as what the routes receive."""
