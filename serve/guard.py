@@ -53,7 +53,8 @@ class Guard:
         """`overloaded` tells after how many seconds to send a ranking again, where it would be refused now; else 0."""
         self._app, self._keys, self._limit, self._observed = app, keys, body_limit, observed
         self._open, self._overloaded = open_, overloaded
-        self._calm, self._here = time.monotonic(), 0
+        self._calm: float | None = None
+        self._here = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it."""
@@ -140,7 +141,8 @@ class Guard:
         nobody before it, but where all do for a while, there is a queue that stays (CoDel: Nichols and Jacobson, 2012).
         """
         wait, now = self._overloaded(), time.monotonic()
-        if not received.isascii() or not received.isdigit() or time.time() - int(received[:20]) / 1e6 <= WAIT:
+        timely = not received.isascii() or not received.isdigit() or time.time() - int(received[:20]) / 1e6 <= WAIT
+        if timely or self._calm is None:  # the first waited for this process to start
             self._calm = now
         elif now - self._calm > CALM and self._here > FEW:
             wait = max(wait, CALM)

@@ -84,11 +84,14 @@ def test_what_waited_for_the_ingress_is_refused_once_nothing_comes_in_time(monke
     def status(received: str | bytes, path: str = "/v1/rerank", key: str = RANK) -> int:
         return ask(api, path, headers={**bearer(key), "x-received": received}).status_code
 
+    monkeypatch.setattr(guard, "CALM", 1e-6)
+    assert status(late) == status(late) == 200, "nobody else is there"
+    monkeypatch.setattr(guard, "FEW", 0)
     monkeypatch.setattr(guard, "CALM", 1000.0)
     assert [status(late), status(timely), status(late)] == [200, 200, 200]
     monkeypatch.setattr(guard, "CALM", 1e-6)
-    assert status(late) == 200, "nobody else is there"
-    monkeypatch.setattr(guard, "FEW", 0)
+    api, _ = guarded()
+    assert status(late) == 200, "it waited for the start"
     assert [status(late), status(late), status(late, "/v1/feedback", EVENTS)] == [429, 429, 200]
     assert [status(timely), status(""), status(b"\xb2"), status(late)] == [200, 200, 200, 429]
 
