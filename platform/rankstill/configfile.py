@@ -37,9 +37,7 @@ def _read_tree(path: str | Path) -> dict[str, Any]:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {str(path)!r}: {error.strerror}; give a readable YAML file") from error
-    except RecursionError:
-        raise ConfigError(f"--config {str(path)!r}: is nested too deeply; mend the file") from None
-    except (yaml.YAMLError, ValueError) as error:  # a date such as 2020-13-45 is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-13-45 is a ValueError
         raise ConfigError(f"--config {str(path)!r}: not valid YAML ({_one_line(error)}); mend the file") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"--config {str(path)!r}: holds no mapping; start from jobs/configs/shop.yaml")
@@ -95,9 +93,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"argument {override!r}: not of the form dotted.key=value; write e.g. train.epochs=2")
     try:
         value = yaml.safe_load(text)
-    except RecursionError:
-        raise ConfigError(f"{key}: the value is nested too deeply; write less") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{key}={text!r}: the value is not valid YAML ({_one_line(error)}); quote it") from error
     node: Any = tree
     parts = ["sweep", "space", key.removeprefix(SPACE)] if key.startswith(SPACE) else key.split(".")

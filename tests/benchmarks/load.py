@@ -22,6 +22,8 @@ import numpy as np
 
 from rankstill.priority import FIRST, come_first
 
+AT_ONCE_MS = 50
+"""Within which who can't be answered should hear so."""
 PATIENCE = 20.0
 """Seconds after which an answer isn't waited for any more."""
 
@@ -68,10 +70,6 @@ async def generate(url: str, bodies: list[bytes], rate: float, seconds: float, k
             tasks.append(asyncio.create_task(send(number, due)))
         await asyncio.gather(*tasks)
     return answers
-
-
-AT_ONCE_MS = 50
-"""Within which who can't be answered should hear so."""
 
 
 def told(answers: Sequence[Answer], rate: float) -> dict[str, object]:

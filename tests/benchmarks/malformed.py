@@ -132,7 +132,7 @@ async def main_() -> int:
                 try:
                     answer = await client.request(method, arguments.url + path, content=data, headers=headers)
                     text, status = answer.text, answer.status_code
-                except httpx.TransportError as error:
+                except (httpx.NetworkError, httpx.ProtocolError) as error:
                     if body is huge:  # which a server may stop listening to
                         counts["closed while too large"] += 1
                         return
