@@ -97,7 +97,7 @@ class Ranker:
         except TooLate:
             return Refusal("late")
         computed = time.monotonic()
-        logits_N = await loop.run_in_executor(self._computing, student.finish, work, found, query)
+        logits_N = await student.finish(work, found, query)
         seconds = {"tokenise": prepared - began, "forward": computed - prepared, "answer": time.monotonic() - computed}
         return Scores(
             logits_N=logits_N,
@@ -140,7 +140,7 @@ class Student(ABC):
         """What each row of tokens comes to."""
 
     @abstractmethod
-    def finish(self, work: Work, found: Floats | None, query: Floats | None) -> Floats:
+    async def finish(self, work: Work, found: Floats | None, query: Floats | None) -> Floats:
         """Logits of all documents, from what was computed of them and of the query."""
 
     def prepare(self, request: ScoreRequest) -> Work:
@@ -165,7 +165,7 @@ class PairStudent(Student):
         """Logits."""
         return self._scorer.score_tokens(tokens)
 
-    def finish(self, work: Work, found: Floats | None, query: Floats | None) -> Floats:  # noqa: ARG002
+    async def finish(self, work: Work, found: Floats | None, query: Floats | None) -> Floats:  # noqa: ARG002
         """What was computed."""
         assert found is not None
         return found
@@ -181,6 +181,7 @@ class TowerStudent(Student):
             ItemEncoder(student) if settings.runtime == "torch" else ItemEncoder.fast(student, settings.threads)
         )
         self._budget = settings.token_budget
+        self._comparing = ThreadPoolExecutor(1)
         self._cache = VectorCache(settings.cache_bytes)
         self._hash = artifact.manifest["files"][WEIGHTS]["sha256"]
         self._folder = Path(settings.index) if settings.index else None
@@ -221,8 +222,11 @@ class TowerStudent(Student):
         """Vectors of queries."""
         return self._encoder.queries(tokens)
 
-    def finish(self, work: Work, found: Floats | None, query: Floats | None) -> Floats:
-        """Compare all documents with the query."""
+    async def finish(self, work: Work, found: Floats | None, query: Floats | None) -> Floats:
+        """Compare all documents with the query, beside the batches, of which two may be under way."""
+        return await asyncio.get_running_loop().run_in_executor(self._comparing, self._compare, work, found, query)
+
+    def _compare(self, work: Work, found: Floats | None, query: Floats | None) -> Floats:
         assert query is not None
         vectors = list(work.vectors)
         if found is not None:

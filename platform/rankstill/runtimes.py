@@ -33,6 +33,8 @@ def onnx_engine(path: Path, threads: int = 0) -> Engine:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Threads that wait for one another's part spin on a core that others need, and go on after the last batch.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     model = with_signed_weights(path) if has_vnni() else str(path)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = {entry.name for entry in session.get_inputs()}

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--infinity", help="command of Infinity, in a virtual environment of its own")
     parser.add_argument("--candidates", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each rate")
+    parser.add_argument("--rounds", type=int, default=1, help="starts of every server, by turns")
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--steady", action="store_true", help="also 100 known items at 20 requests a second")
@@ -56,36 +57,63 @@ def main() -> None:
         folder = Path(name)
         pairs = read_pairs(arguments.judgements, folder)
         known = load_artifact(arguments.model).family != "cross"
+        index = make_index(arguments.model, pairs, folder) if known else None
+        bodies = write_bodies(folder / "plain.jsonl", pairs, arguments.candidates)
         own = write_bodies(folder / "own.jsonl", pairs, arguments.candidates, ids=known)
-        plain = write_bodies(folder / "plain.jsonl", pairs, arguments.candidates)
-        peer = str(arguments.peer_model or arguments.model)
-        rows = [["server", "requests/s", "p50 ms", "p99 ms", "times plain"]]
+        hundred = write_bodies(folder / "hundred.jsonl", pairs, 100, ids=known) if arguments.steady else None
+        rounds = []
+        for number in range(arguments.rounds):
+            root = folder / f"root{number}"
+            rounds.append(measure_peers(arguments, bodies) | measure_own(arguments, own, hundred, index, root))
+            print(format_table(rows_of(rounds)), flush=True)
+
+
+PLAIN = "FastAPI, sentence-transformers"
+Seen = dict[str, dict[str, Any]]
+"""What the load generator saw, by what it was sent to."""
+
+
+def measure_peers(arguments: argparse.Namespace, bodies: Path) -> Seen:
+    """The other servers, one after the other."""
+    peer, port, seen = str(arguments.peer_model or arguments.model), free_port(), {}
+    command = [sys.executable, "-m", "tests.benchmarks.plain_server", "--model", peer, "--port", str(port)]
+    with server(command, port, "/readyz"):
+        seen[PLAIN] = capacity(port, "/v1/rerank", bodies, arguments.seconds)
+    if arguments.infinity:
         port = free_port()
-        found: dict[str, dict[str, Any]] = {}
-        command = [sys.executable, "-m", "tests.benchmarks.plain_server", "--model", peer, "--port", str(port)]
-        with server(command, port, "/readyz"):
-            found["FastAPI, sentence-transformers"] = capacity(port, "/v1/rerank", plain, arguments.seconds)
-        if arguments.infinity:
-            port = free_port()
-            command = [arguments.infinity, "v2", "--model-id", peer, "--engine", "torch", "--device", "cpu"]
-            with server([*command, "--port", str(port), "--no-bettertransformer"], port, "/health"):
-                found["Infinity"] = capacity(port, "/rerank", plain, arguments.seconds)
-        port = free_port()
-        settings = [f"serve.replicas={arguments.replicas}", f"serve.runtime={arguments.runtime}"]
-        if known:
-            settings.append(f"serve.index={make_index(arguments.model, pairs, folder)}")
-        command = [sys.executable, "-m", "serve.app", "--model", str(arguments.model), f"serve.port={port}", *settings]
-        with server([*command, f"storage.root={folder / 'root'}"], port, "/readyz"):
-            if arguments.steady:
-                hundred = write_bodies(folder / "hundred.jsonl", pairs, 100, ids=known)
-                found["rankstill, 100 items at 20/s"] = load(port, "/v1/rerank", hundred, 20.0, 3 * arguments.seconds)
-            found["rankstill"] = capacity(port, "/v1/rerank", own, arguments.seconds)
-        base = found["FastAPI, sentence-transformers"]["answered_per_second"]
-        for server_name, told in found.items():
-            rate = told["answered_per_second"]
-            cells = [f"{told[key]:.1f}" for key in ("p50_ms", "p99_ms")]
-            rows.append([server_name, f"{rate:.1f}", *cells, f"{rate / base:.2f}"])
-        print(format_table(rows))
+        command = [arguments.infinity, "v2", "--model-id", peer, "--engine", "torch", "--device", "cpu"]
+        with server([*command, "--port", str(port), "--no-bettertransformer"], port, "/health"):
+            seen["Infinity"] = capacity(port, "/rerank", bodies, arguments.seconds)
+    return seen
+
+
+def measure_own(
+    arguments: argparse.Namespace, bodies: Path, hundred: Path | None, index: Path | None, root: Path
+) -> Seen:
+    """The endpoint, from an index where there is one; first at a steady rate, where that is wanted."""
+    port, seen = free_port(), {}
+    settings = [f"serve.replicas={arguments.replicas}", f"serve.runtime={arguments.runtime}", f"storage.root={root}"]
+    if index:
+        settings.append(f"serve.index={index}")
+    command = [sys.executable, "-m", "serve.app", "--model", str(arguments.model), f"serve.port={port}"]
+    with server([*command, *settings], port, "/readyz"):
+        if hundred:
+            seen["rankstill, 100 items at 20/s"] = load(port, "/v1/rerank", hundred, 20.0, 3 * arguments.seconds)
+        seen["rankstill"] = capacity(port, "/v1/rerank", bodies, arguments.seconds)
+    return seen
+
+
+def rows_of(rounds: Sequence[Seen]) -> list[list[str]]:
+    """Medians over the rounds, and the least and most times of the plain server's rate."""
+    rows = [["server", "requests/s", "p50 ms", "p99 ms", "times plain", "least", "most"]]
+    for name in rounds[0]:
+        cells = [
+            f"{np.median([seen[name][key] for seen in rounds]):.1f}"
+            for key in ("answered_per_second", "p50_ms", "p99_ms")
+        ]
+        times = [seen[name]["answered_per_second"] / seen[PLAIN]["answered_per_second"] for seen in rounds]
+        rows.append([name, *cells, *(f"{how(times):.2f}" for how in (np.median, min, max))])
+    return rows
 
 
 def read_pairs(path: str, folder: Path) -> pl.DataFrame:
@@ -115,7 +143,7 @@ def make_index(model: Path, pairs: pl.DataFrame, folder: Path) -> Path:
     items = pairs.unique("item_id", maintain_order=True).select("item_id", title="text")
     items.write_parquet(folder / "items.parquet")
     command = [sys.executable, "-m", "jobs.index", "--model", str(model), "--items", str(folder / "items.parquet")]
-    settings = [f"storage.root={folder / 'root'}", "data.fields=[title]"]
+    settings = [f"storage.root={folder / 'index_root'}", "data.fields=[title]"]
     subprocess.run([*command, "--out", str(folder / "index"), *settings], check=True, stdout=subprocess.DEVNULL)
     return folder / "index"
 
