@@ -14,6 +14,7 @@ from rankstill.progress import Reporter
 from rankstill.steps.prepare import Prepared
 from rankstill.steps.teach import judged_split, label_max, teacher_key
 from rankstill.steps.train import check_models
+from rankstill.storage import check_root
 
 
 def print_plan(config: Config, labels: bool) -> None:
@@ -22,6 +23,7 @@ def print_plan(config: Config, labels: bool) -> None:
     Raises:
         InputError: what the run itself would refuse about the data or the models.
     """
+    check_root(config.storage.root)
     with tempfile.TemporaryDirectory() as aside:
         prepared = Prepared(fingerprint_data(config.data)[:16], Path(aside))
         summary = prepare(config.data, prepared.folder)

@@ -66,9 +66,9 @@ class Rankers:
         except Exception as error:
             raise HTTPException(503, "no ranker replica is ready; try again shortly") from error
 
-    def full(self, version: Version) -> Refusal | None:
-        """What a version's rankers would say now, where they would refuse a request."""
-        return self._rooms[version.version].full
+    def full(self, version: Version, waiting: int) -> Refusal | None:
+        """What a version's rankers would say, where they would refuse a request after those that wait to be sent."""
+        return self._rooms[version.version].full(waiting)
 
     async def score(self, version: Version, request: ScoreRequest, traffic: Traffic) -> Scores:
         """Ask a version's rankers, and once more where a replica died with the request; `traffic` is told how it went.
@@ -77,7 +77,7 @@ class Rankers:
             HTTPException: they can't answer, or not in time.
         """
         observed, name, room = self._observed, version.version, self._rooms[version.version]
-        if full := room.full:
+        if full := room.full():
             raise self._refused(name, full)
         began, documents = time.monotonic(), len(request.texts)
         with observed.under_way.labels(name).track_inprogress(), room.send(documents) as ahead:

@@ -154,11 +154,11 @@ class Endpoint:
         settings = self._settings
         return Guard(api, self._keys, settings.max_body_bytes, self._observed, settings.open, self._overloaded)
 
-    def _overloaded(self) -> float:
-        """Seconds after which to ask again, where nobody who may answer takes anything now; else 0."""
+    def _overloaded(self, waiting: int) -> float:
+        """Seconds after which to ask again, where nobody who may answer takes more than `waiting` now; else 0."""
         if self._traffic is None:
             return 0.0
-        refusals = [self._rankers.full(one) for one in self._traffic.served.versions if one.weight]
+        refusals = [self._rankers.full(one, waiting) for one in self._traffic.served.versions if one.weight]
         if not all(refusals):
             return 0.0
         self._observed.rankings.labels(self._traffic.champion.version, "overloaded").inc()

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rankstill.config import is_loopback
 from rankstill.text import encodable
+from serve.gate import Gate
 from serve.keys import ANYONE, Key, Keys, Role
 from serve.observed import Observed
 
@@ -25,11 +26,12 @@ OPEN = {"/healthz", "/readyz", "/docs", "/openapi.json", "/"}
 """Routes that need no key."""
 RANKED = {"/v1/rerank", "/v2/rerank", "/rerank"}
 """Routes that rankers answer."""
+LIMITED = RANKED | {"/v1/feedback"}
+"""Routes with a name of their own in numbers and access log, also where a request was refused before it was routed."""
 BODY_SECONDS = 20.0
 """Within which a body has to arrive."""
-WAIT, CALM, FEW = 0.05, 0.25, 32
-"""Seconds that rankings may wait for this process, after which they are refused where none was as quick, and how many
-requests are here then; where there are fewer, something else has the cores."""
+LONGEST_WAIT = 0.25
+"""Seconds that rankings may wait until they are read; where one waited longer, those that come now are refused."""
 LONGEST_MESSAGE = 1000
 TRACE = ("traceparent", "tracestate")
 _PLAIN = re.compile(r"[\x21-\x7e]{1,200}")
@@ -48,13 +50,15 @@ class Guard:
         body_limit: int,
         observed: Observed,
         open_: bool = False,
-        overloaded: Callable[[], float] = lambda: 0.0,
+        overloaded: Callable[[int], float] = lambda _: 0.0,
     ) -> None:
-        """`overloaded` tells after how many seconds to send a ranking again, where it would be refused now; else 0."""
+        """`overloaded` tells after how many seconds to send a ranking again, where it would be refused now; else 0.
+
+        It hears how many rankings wait to be read.
+        """
         self._app, self._keys, self._limit, self._observed = app, keys, body_limit, observed
         self._open, self._overloaded = open_, overloaded
-        self._calm: float | None = None
-        self._here = 0
+        self._gate = Gate()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it."""
@@ -62,7 +66,6 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 500
-        self._here += 1
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
         request_id = given if _PLAIN.fullmatch(given) else uuid.uuid4().hex
@@ -81,18 +84,20 @@ class Guard:
             await send(message)
 
         try:
-            if problem is None and scope["path"] in RANKED and "x-model-version" not in headers:
-                problem = self._shed(scope["path"], headers.get("x-received", ""))
+            ranked = scope["path"] in RANKED and "x-model-version" not in headers
+            if problem is None and ranked:
+                problem = self._shed(scope["path"])
             if problem is None:
                 problem, replay = await self._read(headers, receive)
                 if problem is None:
+                    if ranked:
+                        await self._gate.enter()
                     await self._app(scope, replay, answer)
                     return
             await problem(scope, receive, answer)
         finally:
-            self._here -= 1
             seconds = time.monotonic() - began
-            route = getattr(scope.get("route"), "path", "")
+            route = getattr(scope.get("route"), "path", scope["path"] if scope["path"] in LIMITED else "")
             self._observed.request(route or "none", status, seconds)
             if LOG.isEnabledFor(logging.INFO):
                 line = {
@@ -133,19 +138,11 @@ class Guard:
             return caller, problem(429, "too many requests of this key", path, retry_after(wait))
         return caller, None
 
-    def _shed(self, path: str, received: str) -> Response | None:
-        """The answer where there is too much to do, before anything is spent on a body.
-
-        `received` is when HAProxy had the request, in microseconds since 1970. A rush waits for this process itself
-        before it waits for rankers; one request that waited long is no reason to refuse it, for the next may find
-        nobody before it, but where all do for a while, there is a queue that stays (CoDel: Nichols and Jacobson, 2012).
-        """
-        wait, now = self._overloaded(), time.monotonic()
-        timely = not received.isascii() or not received.isdigit() or time.time() - int(received[:20]) / 1e6 <= WAIT
-        if timely or self._calm is None:  # the first waited for this process to start
-            self._calm = now
-        elif now - self._calm > CALM and self._here > FEW:
-            wait = max(wait, CALM)
+    def _shed(self, path: str) -> Response | None:
+        """The answer where there is too much to do, before anything is spent on a body."""
+        wait = self._overloaded(len(self._gate))
+        if self._gate.wait > LONGEST_WAIT:
+            wait = max(wait, self._gate.wait)
         return problem(429, "queues are full; try again later", path, retry_after(wait)) if wait else None
 
     async def _read(self, headers: dict[str, str], receive: Receive) -> tuple[Response | None, Receive]:

@@ -13,6 +13,8 @@ EASE = 1.01
 """Factor by which an answer may lengthen the pace; quicker ones shorten it at once."""
 SLACK, FEW = 1.5, 256
 """How many times the longest wait may be foreseen before rankers needn't be asked; documents that are always sent."""
+SMOOTHING = 0.1
+"""Share of the newest request in the average."""
 PIECE = 100
 """Documents of a request that others may wait for: rankers cut it into pieces, whose later ones come behind others."""
 
@@ -33,21 +35,24 @@ class Room:
     limit: float = math.inf
     said: Refusal | None = None
     """What was refused last."""
+    usual: float = 0.0
+    """Documents of a request, on average of late."""
     pace: float = 0.0
     """Seconds for which a document keeps the rankers busy, at the least of late; 0 is unknown."""
 
-    @property
-    def full(self) -> Refusal | None:
-        """What rankers would say to another request; None where they would take it."""
-        if self.under_way >= self.limit:
+    def full(self, waiting: int = 0) -> Refusal | None:
+        """What rankers would say to another request, after some that wait to be sent; None where they would take it."""
+        before = self.under_way + waiting * self.usual
+        if before >= self.limit:
             return self.said
-        seconds = self.under_way * self.pace
-        return Refusal("overloaded", seconds) if self.under_way >= FEW and seconds > SLACK * self.longest_wait else None
+        seconds = before * self.pace
+        return Refusal("overloaded", seconds) if before >= FEW and seconds > SLACK * self.longest_wait else None
 
     @contextmanager
     def send(self, documents: int) -> Iterator[int]:
         """Count a request as under way; gives how many documents were before it."""
         ahead, own = self.under_way, min(documents, PIECE)
+        self.usual += (SMOOTHING if self.usual else 1) * (own - self.usual)
         self.under_way += own
         try:
             yield ahead

@@ -2,6 +2,8 @@ import math
 from collections import Counter
 from contextlib import ExitStack
 
+import pytest
+
 from serve.messages import Refusal
 from serve.room import FEW, PIECE, Room
 
@@ -12,7 +14,7 @@ def rush(room: Room, takes: int, requests: int) -> Counter[str]:
     """What becomes of requests that come ten for each that is answered, where rankers hold `takes`."""
     told: Counter[str] = Counter()
     for number in range(requests):
-        if room.full:
+        if room.full():
             told["full"] += 1
         elif room.under_way < takes:
             room.under_way += 1  # one document each
@@ -35,10 +37,10 @@ def test_what_would_be_refused_is_hardly_sent_and_queues_stay_full():
 def test_nothing_is_full_before_a_refusal_and_after_the_rush():
     room = Room(longest_wait=100.0)
     with room.send(1), room.send(1) as ahead:
-        assert (ahead, room.under_way, room.full) == (1, 2, None)
+        assert (ahead, room.under_way, room.full()) == (1, 2, None)
         room.refused(2, SAID)
-        assert room.full is SAID
-    assert (room.under_way, room.full) == (0, None)
+        assert room.full() is SAID
+    assert (room.under_way, room.full()) == (0, None)
     room.answered(1, 1, 1.0, 0.0)
     assert room.limit == math.inf
 
@@ -46,15 +48,15 @@ def test_nothing_is_full_before_a_refusal_and_after_the_rush():
 def test_one_request_passes_whatever_was_refused():
     room = Room(longest_wait=100.0)
     room.refused(0, SAID)
-    assert room.full is None
+    assert room.full() is None
     with room.send(1):
-        assert room.full is SAID
+        assert room.full() is SAID
 
 
 def taken(room: Room, documents: int) -> int:
     """Requests that come at once and aren't refused."""
     with ExitStack() as under_way:
-        while not room.full:
+        while not room.full():
             under_way.enter_context(room.send(documents))
         return room.under_way // documents
 
@@ -66,7 +68,7 @@ def test_a_rush_is_foreseen_by_the_pace_of_the_answers_before():
     room.answered(0, 10_000, seconds=30.0, busy=30.0)  # a giant
     assert 30 <= taken(room, 50) <= 31, "1.5 seconds' worth"
     with room.send(1600):
-        assert room.full is None, "its later pieces come behind what others send"
+        assert room.full() is None, "its later pieces come behind what others send"
         assert room.under_way == PIECE
     room.answered(1500, 50, seconds=0.31, busy=0.05)  # there are five rankers
     assert 150 <= taken(room, 50) <= 151
@@ -76,7 +78,7 @@ def test_a_few_are_sent_however_slow_the_answers():
     room = Room(longest_wait=1.0)
     room.answered(0, 1, seconds=30.0, busy=30.0)
     assert taken(room, 1) == FEW
-    assert room.full is None
+    assert room.full() is None
 
 
 def test_nothing_is_foreseen_of_what_costs_nothing():
@@ -85,4 +87,18 @@ def test_nothing_is_foreseen_of_what_costs_nothing():
     with room.send(PIECE), ExitStack() as others:
         for _ in range(1000):
             others.enter_context(room.send(PIECE))
-        assert room.full is None
+        assert room.full() is None
+
+
+def test_those_that_wait_to_be_sent_count_as_requests_of_late_do():
+    room = Room(longest_wait=1.0)
+    for documents in (50, 40, 60):
+        with room.send(documents):
+            pass
+    room.answered(0, 50, seconds=0.05, busy=0.05)
+    assert room.full(waiting=29) is None
+    refusal = room.full(waiting=31)
+    assert refusal
+    assert refusal.seconds == pytest.approx(31 * 0.05, rel=0.05)
+    room.refused(1000, SAID)
+    assert (room.full(waiting=18), room.full(waiting=20)) == (None, SAID)

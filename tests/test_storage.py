@@ -4,13 +4,25 @@ import sys
 import pytest
 
 from rankstill.errors import ConfigError, DamagedError
-from rankstill.storage import END_BYTES, check_sizes, make_root, work_folder, write_json, write_sizes
+from rankstill.storage import END_BYTES, check_root, check_sizes, make_root, work_folder, write_json, write_sizes
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"storage\.root"):
         make_root(tmp_path / "file")
+
+
+@pytest.mark.parametrize("root", ["file", "file/below", "\0", "/proc/none"])
+def test_a_root_that_can_not_be_made_is_refused_beforehand(tmp_path, root):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"storage\.root=.* can't be written"):
+        check_root(tmp_path / root)
+
+
+def test_looking_at_a_root_leaves_nothing(tmp_path):
+    check_root(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path):

@@ -24,7 +24,9 @@ def main() -> None:
     space = make_space(config)
     if arguments.dry_run:
         from rankstill.steps.train import check_models
+        from rankstill.storage import check_root
 
+        check_root(config.storage.root)
         check_models(config, space.students())
         rows = [[key, _spans(one), _conditions(one)] for key, one in space.dimensions.items()]
         print(format_table([["setting", "values", "where"], *rows]))

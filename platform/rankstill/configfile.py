@@ -20,6 +20,18 @@ SPACE = "sweep.space."
 """What is behind it is the name of a setting, dots and all."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which only the last would count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(origin: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, or take a tree of plain values, and apply `dotted.key=value` overrides (values are YAML too).
 
@@ -34,7 +46,7 @@ def load_config(origin: str | Path | dict[str, Any], overrides: Sequence[str] = 
 
 def _read_tree(path: str | Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
         raise ConfigError(f"--config {str(path)!r}: {error.strerror}; give a readable YAML file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-13-45 is a ValueError

@@ -25,15 +25,34 @@ def make_root(root: str | Path) -> Path:
     Raises:
         ConfigError: it can't be.
     """
-    try:
+    with _of_root(root):
         folder = Path(root).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    return folder
+
+
+def check_root(root: str | Path) -> None:
+    """See whether a storage root can be made and written, and leave nothing there.
+
+    Raises:
+        ConfigError: it can't be.
+    """
+    with _of_root(root):
+        folder = Path(root).expanduser().resolve()
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+
+
+@contextmanager
+def _of_root(root: str | Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError, ValueError) as error:  # no such user's home, a null byte
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"storage.root={str(root)!r} can't be written ({reason}); give a folder that can") from error
-    return folder
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -71,7 +71,7 @@ class Sweep(Section):
     space: dict[str, Dimension | None] = Field(default_factory=dict)
     """Dimensions by dotted key (student.*, distill.*, train.*), added to the preset's or in place of them; null takes
     one away."""
-    trials: int = Field(default=24, ge=1)
+    trials: int = Field(default=24, ge=1, le=100_000)
     """Students to try."""
     search: Literal["tpe", "random"] = "tpe"
     """How the next one is chosen: by what those before it came to (Optuna's TPE), or at random."""
