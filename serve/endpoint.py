@@ -1,5 +1,6 @@
 """The HTTP routes: what comes in is checked, sent to a version's rankers, and answered in the caller's protocol."""
 
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from serve.api import (
 )
 from serve.asking import Rankers
 from serve.catalogue import Catalogue
-from serve.guard import Guard, write_access_log
+from serve.guard import Guard, Shedding, write_access_log
 from serve.keys import read_keys
 from serve.loop_routes import LoopRoutes
 from serve.messages import ScoreRequest
@@ -152,7 +153,8 @@ class Endpoint:
 
         api.openapi = openapi
         settings = self._settings
-        return Guard(api, self._keys, settings.max_body_bytes, self._observed, settings.open, self._overloaded)
+        shedding = Shedding(self._overloaded, self._takes)
+        return Guard(api, self._keys, settings.max_body_bytes, self._observed, settings.open, shedding)
 
     def _overloaded(self, waiting: int) -> float:
         """Seconds after which to ask again, where nobody who may answer takes more than `waiting` now; else 0."""
@@ -163,6 +165,11 @@ class Endpoint:
             return 0.0
         self._observed.rankings.labels(self._traffic.champion.version, "overloaded").inc()
         return max(0.01, *(one.seconds for one in refusals if one))
+
+    def _takes(self) -> float:
+        """Rankings that those who answer may have at a time; infinite where that isn't known."""
+        versions = self._traffic.served.versions if self._traffic else ()
+        return sum((self._rankers.takes(one) for one in versions if one.weight), 0.0) or math.inf
 
     @property
     def traffic(self) -> Traffic:

@@ -1,44 +1,83 @@
-"""A gate that one request passes in each turn of the event loop, so that what comes meanwhile is looked at between."""
+"""A gate that one ranking passes in each turn of the event loop, and how many may be behind it."""
 
 import asyncio
+import math
 import time
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+LATE = 0.05
+"""Seconds after which a ranking should have passed, beside what the quickest of late took: clocks may differ."""
+OF_LATE = 60.0
+"""Seconds, which are one to two of these."""
+CUT, GROWTH, FEW = 0.95, 0.005, 16
+"""Share of what is here that may be here where one was late, at least FEW; and what each adds that was in time."""
 
 
 class Gate:
-    """Those who wait, in their order.
+    """Rankings of this process, of which one is read in each turn of the event loop, in their order.
 
     To read a request takes long beside what it takes to refuse one. Where many come at once and each is read as it
     comes, the last are looked at when all others were read.
+
+    Where there are more than this process can read, those that are let in wait longer and longer. So there is a limit,
+    which is cut where one was late, and grows where it wasn't (Chiu and Jain, 1989).
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._taken = False
         """Whether somebody passes in this turn."""
+        self._quickest, self._quickest_before, self._renewed = math.inf, math.inf, time.monotonic()
+        self.here = 0
+        """Rankings that wait, or passed and weren't answered yet."""
+        self.limit = math.inf
 
-    def __len__(self) -> int:
+    @property
+    def waiting(self) -> int:
+        """Rankings that haven't passed."""
         return len(self._waiting)
 
     @property
-    def wait(self) -> float:
-        """Seconds for which the first has waited; 0 where nobody waits."""
-        return time.monotonic() - self._waiting[0][0] if self._waiting else 0.0
+    def full(self) -> bool:
+        """Whether no more should come."""
+        return self.here >= self.limit
 
-    async def enter(self) -> None:
-        """Wait for one's turn, which is this one where nobody else's is."""
+    @asynccontextmanager
+    async def passed(self, came: float) -> AsyncIterator[None]:
+        """Wait for one's turn, which is this one where nobody else's is; `came` is in seconds since 1970."""
+        self.here += 1
+        try:
+            await self._enter()
+            if self._took(time.time() - came) > LATE:
+                self.limit = min(self.limit, max(FEW, CUT * self.here))
+            else:
+                self.limit = math.inf if self.here < self.limit / 2 else self.limit + GROWTH
+            yield
+        finally:
+            self.here -= 1
+
+    def _took(self, seconds: float) -> float:
+        """Seconds beyond what the quickest of late took."""
+        if (now := time.monotonic()) > self._renewed + OF_LATE:
+            self._quickest_before, self._quickest, self._renewed = self._quickest, math.inf, now
+        self._quickest = min(self._quickest, seconds)
+        return seconds - min(self._quickest, self._quickest_before)
+
+    async def _enter(self) -> None:
         loop = asyncio.get_running_loop()
         if not self._taken:
             self._taken = True
             loop.call_soon(self._next)
             return
         future = loop.create_future()
-        self._waiting.append((time.monotonic(), future))
+        self._waiting.append(future)
         await future
 
     def _next(self) -> None:
         while self._waiting:
-            _, future = self._waiting.popleft()
+            future = self._waiting.popleft()
             if not future.done():  # else its caller went away
                 future.set_result(None)
                 asyncio.get_running_loop().call_soon(self._next)

@@ -7,6 +7,8 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,21 @@ LIMITED = RANKED | {"/v1/feedback"}
 """Routes with a name of their own in numbers and access log, also where a request was refused before it was routed."""
 BODY_SECONDS = 20.0
 """Within which a body has to arrive."""
-LONGEST_WAIT = 0.25
-"""Seconds that rankings may wait until they are read; where one waited longer, those that come now are refused."""
+SPARE = 16
+"""Requests that are on their way to rankers or back."""
 LONGEST_MESSAGE = 1000
 TRACE = ("traceparent", "tracestate")
 _PLAIN = re.compile(r"[\x21-\x7e]{1,200}")
+
+
+@dataclass(frozen=True)
+class Shedding:
+    """What the guard asks before it lets a ranking in."""
+
+    overloaded: Callable[[int], float] = lambda _: 0.0
+    """Seconds after which to send a ranking again, where it would be refused behind so many that wait; else 0."""
+    takes: Callable[[], float] = lambda: math.inf
+    """Rankings that may be under way at a time."""
 
 
 class Guard:
@@ -50,15 +62,12 @@ class Guard:
         body_limit: int,
         observed: Observed,
         open_: bool = False,
-        overloaded: Callable[[int], float] = lambda _: 0.0,
+        shedding: Shedding = Shedding(),
     ) -> None:
-        """`overloaded` tells after how many seconds to send a ranking again, where it would be refused now; else 0.
-
-        It hears how many rankings wait to be read.
-        """
         self._app, self._keys, self._limit, self._observed = app, keys, body_limit, observed
-        self._open, self._overloaded = open_, overloaded
+        self._open, self._shedding = open_, shedding
         self._gate = Gate()
+        self._here = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it."""
@@ -66,6 +75,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 500
+        self._here += 1
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
         request_id = given if _PLAIN.fullmatch(given) else uuid.uuid4().hex
@@ -76,26 +86,28 @@ class Guard:
         state: dict[str, Any] = scope.setdefault("state", {})
         state.update(caller=caller, request_id=request_id, began=began, told={})
 
+        ranked = scope["path"] in RANKED and "x-model-version" not in headers
+
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", []), *passed]}
+                told = [*passed, *self._takes()] if ranked else passed
+                message = {**message, "headers": [*message.get("headers", []), *told]}
             await send(message)
 
         try:
-            ranked = scope["path"] in RANKED and "x-model-version" not in headers
             if problem is None and ranked:
                 problem = self._shed(scope["path"])
             if problem is None:
                 problem, replay = await self._read(headers, receive)
                 if problem is None:
-                    if ranked:
-                        await self._gate.enter()
-                    await self._app(scope, replay, answer)
+                    async with self._gate.passed(came(headers)) if ranked else nullcontext():
+                        await self._app(scope, replay, answer)
                     return
             await problem(scope, receive, answer)
         finally:
+            self._here -= 1
             seconds = time.monotonic() - began
             route = getattr(scope.get("route"), "path", scope["path"] if scope["path"] in LIMITED else "")
             self._observed.request(route or "none", status, seconds)
@@ -140,10 +152,14 @@ class Guard:
 
     def _shed(self, path: str) -> Response | None:
         """The answer where there is too much to do, before anything is spent on a body."""
-        wait = self._overloaded(len(self._gate))
-        if self._gate.wait > LONGEST_WAIT:
-            wait = max(wait, self._gate.wait)
+        wait = max(self._shedding.overloaded(self._gate.waiting), float(self._gate.full))
         return problem(429, "queues are full; try again later", path, retry_after(wait)) if wait else None
+
+    def _takes(self) -> list[tuple[bytes, bytes]]:
+        """A header for HAProxy: how many requests may be under way here, above which it refuses rankings itself."""
+        takes = min(self._shedding.takes(), self._gate.limit)
+        others = self._here - self._gate.here
+        return [] if math.isinf(takes) else [(b"x-takes", b"%d" % (takes + others + SPARE))]
 
     async def _read(self, headers: dict[str, str], receive: Receive) -> tuple[Response | None, Receive]:
         """The whole body, which has its bounds, as what the routes receive."""
@@ -179,6 +195,12 @@ def write_access_log(path: str) -> None:
     LOG.handlers = [WatchedFileHandler(path)]
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
+
+
+def came(headers: dict[str, str]) -> float:
+    """When a request came, in seconds since 1970: to HAProxy, where there is one, in whose header are microseconds."""
+    received = headers.get("x-received", "")
+    return int(received[:20]) / 1e6 if received.isascii() and received.isdigit() else time.time()
 
 
 def retry_after(seconds: float) -> dict[str, str]:

@@ -48,6 +48,12 @@ class Room:
         seconds = before * self.pace
         return Refusal("overloaded", seconds) if before >= FEW and seconds > SLACK * self.longest_wait else None
 
+    @property
+    def takes(self) -> float:
+        """Requests like those of late that may be under way at a time; infinite where nothing is known."""
+        foreseen = max(FEW, SLACK * self.longest_wait / self.pace) if self.pace else math.inf
+        return min(self.limit, foreseen) / self.usual if self.usual else math.inf
+
     @contextmanager
     def send(self, documents: int) -> Iterator[int]:
         """Count a request as under way; gives how many documents were before it."""

@@ -1,37 +1,42 @@
 import asyncio
+import math
+import time
+from contextlib import AsyncExitStack
 
 import pytest
 
-from serve.gate import Gate
+from serve.gate import FEW, Gate
+
+
+async def enter(gate: Gate, number: int, passed: list[int]) -> None:
+    async with gate.passed(time.time()):
+        passed.append(number)
 
 
 def test_one_passes_in_each_turn_and_in_order():
-    async def run() -> list[list[int]]:
-        gate, turns = Gate(), []
-
-        async def one(number: int) -> None:
-            await gate.enter()
-            turns[-1].append(number)
-
-        tasks = [asyncio.create_task(one(number)) for number in range(4)]
+    async def run() -> list[int]:
+        gate, passed, counts = Gate(), [], []
+        tasks = [asyncio.create_task(enter(gate, number, passed)) for number in range(4)]
         while not all(task.done() for task in tasks):
-            turns.append([])
+            before = len(passed)
             await asyncio.sleep(0)
-        return turns
+            counts.append(len(passed) - before)
+        assert passed == [0, 1, 2, 3]
+        assert gate.here == 0
+        return counts
 
-    turns = asyncio.run(run())
-    assert [one for turn in turns for one in turn] == [0, 1, 2, 3]
-    assert max(map(len, turns)) == 1
+    assert max(asyncio.run(run())) == 1
 
 
 def test_who_is_alone_does_not_wait():
     async def run() -> None:
-        gate = Gate()
-        for _ in range(3):
+        gate, passed = Gate(), []
+        for number in range(3):
             with pytest.raises(StopIteration):
-                gate.enter().send(None)
-            assert (len(gate), gate.wait) == (0, 0)
+                enter(gate, number, passed).send(None)
+            assert (gate.waiting, gate.here) == (0, 0)
             await asyncio.sleep(0)
+        assert passed == [0, 1, 2]
 
     asyncio.run(run())
 
@@ -39,20 +44,56 @@ def test_who_is_alone_does_not_wait():
 def test_who_went_away_takes_no_turn():
     async def run() -> list[int]:
         gate, passed = Gate(), []
-
-        async def one(number: int) -> None:
-            await gate.enter()
-            passed.append(number)
-
-        tasks = [asyncio.create_task(one(number)) for number in range(4)]
+        tasks = [asyncio.create_task(enter(gate, number, passed)) for number in range(4)]
         await asyncio.sleep(0)
-        assert (len(gate), gate.wait > 0) == (3, True)
+        assert gate.waiting == 3
         tasks[1].cancel()
         tasks[3].cancel()
         await asyncio.wait(tasks)
         await asyncio.sleep(0)
-        assert (len(gate), gate.wait) == (0, 0)
-        await one(4)
+        assert (gate.waiting, gate.here) == (0, 0)
+        await enter(gate, 4, passed)
         return passed
 
     assert asyncio.run(run()) == [0, 2, 4]
+
+
+def test_fewer_may_be_here_where_one_was_late_until_there_are_few():
+    async def run() -> None:
+        gate = Gate()
+        async with AsyncExitStack() as stack:
+            assert not gate.full
+            for _ in range(99):
+                await stack.enter_async_context(gate.passed(time.time()))
+            assert (gate.limit, gate.full) == (math.inf, False)
+            await stack.enter_async_context(gate.passed(time.time() - 1))
+            assert (gate.here, gate.limit, gate.full) == (100, 95, True)
+            async with gate.passed(time.time() - 1):
+                assert gate.limit == 95, "as many are here as were allowed"
+            async with gate.passed(time.time()):
+                assert 95 < gate.limit < 96
+        async with gate.passed(time.time()):
+            assert (gate.here, gate.limit) == (1, math.inf)
+        async with gate.passed(time.time() - 1):
+            assert (gate.limit, gate.full) == (FEW, False)
+
+    asyncio.run(run())
+
+
+def test_late_is_what_took_longer_than_the_quickest_of_late(monkeypatch):
+    ahead = 100.0  # of the clock of who sent them
+
+    async def late(gate: Gate, seconds: float) -> bool:
+        async with gate.passed(time.time() + ahead - seconds):
+            await asyncio.sleep(0)
+            return gate.limit < math.inf
+
+    async def run() -> None:
+        gate = Gate()
+        assert [await late(gate, seconds) for seconds in (7.0, 0.0, 7.0, 0.01)] == [False, False, True, False]
+        now = time.monotonic()
+        for window, expected in ((1, True), (2, False)):  # the clock was set: 7 seconds are what there is now
+            monkeypatch.setattr(time, "monotonic", lambda window=window: now + 61.0 * window)
+            assert await late(gate, 7.0) == expected
+
+    asyncio.run(run())

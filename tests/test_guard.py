@@ -3,14 +3,15 @@
 import asyncio
 import json
 import logging
+import math
 import time
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from serve import guard
-from serve.guard import Guard
+from serve import gate, guard
+from serve.guard import SPARE, Guard, Shedding
 from serve.keys import Key, Keys, hash_of
 from serve.observed import Observed
 
@@ -56,7 +57,7 @@ def bearer(key: str) -> dict[str, str]:
 
 def test_what_would_be_refused_is_refused_before_its_body_is_read():
     api, waits = FastAPI(), [0.0]
-    guard = Guard(api, KEYS, 1000, Observed(), overloaded=lambda _: waits[0])
+    guard = Guard(api, KEYS, 1000, Observed(), shedding=Shedding(lambda _: waits[0]))
 
     async def ranked() -> str:
         return "ranked"
@@ -77,33 +78,66 @@ def test_what_would_be_refused_is_refused_before_its_body_is_read():
     assert statuses == [(200, None), (429, "3"), (200, None), (200, None)]
 
 
-def test_who_comes_while_one_waits_too_long_to_be_read_is_refused(monkeypatch):
-    told: list[int] = []
+def test_haproxy_hears_how_many_requests_may_be_under_way(monkeypatch):
+    takes = math.inf
 
-    async def slow() -> str:
-        time.sleep(0.02)  # as reading a body does
-        return "ranked"
+    async def told(*paths: str, **headers: str) -> list[str | None]:
+        app = Guard(guarded()[0]._app, Keys(()), 1000, Observed(), shedding=Shedding(takes=lambda: takes))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            answers = await asyncio.gather(*(client.post(path, headers=headers) for path in paths))
+            assert (app._here, app._gate.here) == (0, 0)
+            return [one.headers.get("x-takes") for one in answers]
 
-    async def rush() -> list[httpx.Response]:
+    assert asyncio.run(told("/v1/rerank")) == [None]
+    takes = 40.7
+    assert asyncio.run(told("/v1/rerank")) == [str(40 + SPARE)]
+    assert asyncio.run(told("/v1/feedback")) == [None]
+    assert asyncio.run(told("/v1/rerank", **{"x-model-version": "shop/2"})) == [None]
+    monkeypatch.setattr(Guard, "_shed", lambda *_: guard.problem(429, "full", "", {}))
+    assert asyncio.run(told("/v1/rerank")) == [str(41 + SPARE)], "it isn't with rankers"
+
+
+def test_while_rankings_come_late_no_more_are_let_in(monkeypatch):
+    monkeypatch.setattr(gate, "FEW", 1)
+
+    async def run(received: float) -> tuple[httpx.Response, ...]:
+        answer = asyncio.Event()
+
+        async def hold() -> str:
+            await answer.wait()
+            return "ranked"
+
         api = FastAPI()
-        api.post("/v1/rerank")(slow)
-        app = Guard(api, KEYS, 1000, Observed(), overloaded=lambda waiting: told.append(waiting) or 0.0)
+        api.post("/v1/rerank")(hold)
+        api.post("/v1/feedback")(lambda: "stored")
+        app = Guard(api, Keys(()), 1000, Observed())
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
 
-            async def send() -> httpx.Response:
-                return await client.post("/v1/rerank", headers=bearer(RANK))
+            def rank() -> asyncio.Task[httpx.Response]:
+                headers = {"x-received": str(int(received * 1e6))}
+                return asyncio.create_task(client.post("/v1/rerank", headers=headers))
 
-            first = [asyncio.create_task(send()) for _ in range(10)]
-            await asyncio.wait(first[:4])
-            last = await send()
-            return [last, *await asyncio.gather(*first)]
+            answer.set()
+            await client.post("/v1/rerank", headers={"x-received": str(int(time.time() * 1e6))})
+            answer.clear()
+            first = rank()
+            await asyncio.sleep(0.05)
+            second = rank()
+            other = await client.post("/v1/feedback")
+            answer.set()
+            return await first, await second, other
 
-    assert [one.status_code for one in asyncio.run(rush())] == [200] * 11
-    assert 5 <= max(told) <= 9
-    monkeypatch.setattr(guard, "LONGEST_WAIT", 0.03)
-    last, *first = asyncio.run(rush())
-    assert [one.status_code for one in first] == [200] * 10
-    assert (last.status_code, last.headers["retry-after"]) == (429, "1")
+    first, second, other = asyncio.run(run(time.time() - 10))
+    assert (first.status_code, second.status_code, other.status_code) == (200, 429, 200)
+    assert second.headers["retry-after"] == "1"
+    assert {one.status_code for one in asyncio.run(run(time.time() + 10))} == {200}
+
+
+@pytest.mark.parametrize(
+    ("received", "seconds"), [("1700000000123456", 1700000000.123456), ("", None), ("soon", None), ("\xb2", None)]
+)
+def test_when_a_request_came(received, seconds):
+    assert guard.came({"x-received": received}) == pytest.approx(seconds or time.time(), abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -102,3 +102,18 @@ def test_those_that_wait_to_be_sent_count_as_requests_of_late_do():
     assert refusal.seconds == pytest.approx(31 * 0.05, rel=0.05)
     room.refused(1000, SAID)
     assert (room.full(waiting=18), room.full(waiting=20)) == (None, SAID)
+
+
+def test_it_takes_what_is_foreseen_or_what_was_learnt():
+    room = Room(longest_wait=1.0)
+    assert room.takes == math.inf
+    with room.send(50):
+        assert room.takes == math.inf
+    room.answered(0, 50, seconds=0.05, busy=0.05)
+    assert room.takes == pytest.approx(30)
+    room.refused(1000, SAID)
+    assert room.takes == pytest.approx(19)
+    room.answered(0, 50, seconds=50.0, busy=0.0001)  # many rankers, each quick
+    room.limit = math.inf
+    room.pace = 1.0
+    assert room.takes == pytest.approx(FEW / 50)
