@@ -30,6 +30,8 @@ class Gate:
         self._taken = False
         """Whether somebody passes in this turn."""
         self._quickest, self._quickest_before, self._renewed = math.inf, math.inf, time.monotonic()
+        self.began: float | None = None
+        """When the first passed, in seconds since 1970. What came before waited for this process to start."""
         self.here = 0
         """Rankings that wait, or passed and weren't answered yet."""
         self.limit = math.inf
@@ -50,20 +52,24 @@ class Gate:
         self.here += 1
         try:
             await self._enter()
-            if self._took(time.time() - came) > LATE:
-                self.limit = min(self.limit, max(FEW, CUT * self.here))
-            else:
-                self.limit = math.inf if self.here < self.limit / 2 else self.limit + GROWTH
+            self._judge(came)
             yield
         finally:
             self.here -= 1
 
-    def _took(self, seconds: float) -> float:
-        """Seconds beyond what the quickest of late took."""
-        if (now := time.monotonic()) > self._renewed + OF_LATE:
-            self._quickest_before, self._quickest, self._renewed = self._quickest, math.inf, now
-        self._quickest = min(self._quickest, seconds)
-        return seconds - min(self._quickest, self._quickest_before)
+    def _judge(self, came: float) -> None:
+        """Set the limit by how long one took to pass, beyond what the quickest of late took."""
+        now, turned = time.time(), time.monotonic()
+        self.began = self.began or now
+        if came < self.began:
+            return
+        if turned > self._renewed + OF_LATE:
+            self._quickest_before, self._quickest, self._renewed = self._quickest, math.inf, turned
+        self._quickest = min(self._quickest, now - came)
+        if now - came - min(self._quickest, self._quickest_before) > LATE:
+            self.limit = min(self.limit, max(FEW, CUT * self.here))
+        else:
+            self.limit = math.inf if self.here < self.limit / 2 else self.limit + GROWTH
 
     async def _enter(self) -> None:
         loop = asyncio.get_running_loop()

@@ -97,8 +97,10 @@ class Guard:
             await send(message)
 
         try:
-            if problem is None and ranked:
-                problem = self._shed(scope["path"])
+            if problem is None:
+                self._observed.refused.inc(digits(headers, "x-refused"))
+                if ranked:
+                    problem = self._shed(scope["path"])
             if problem is None:
                 problem, replay = await self._read(headers, receive)
                 if problem is None:
@@ -199,8 +201,13 @@ def write_access_log(path: str) -> None:
 
 def came(headers: dict[str, str]) -> float:
     """When a request came, in seconds since 1970: to HAProxy, where there is one, in whose header are microseconds."""
-    received = headers.get("x-received", "")
-    return int(received[:20]) / 1e6 if received.isascii() and received.isdigit() else time.time()
+    return digits(headers, "x-received") / 1e6 or time.time()
+
+
+def digits(headers: dict[str, str], name: str) -> int:
+    """The number that a header holds; 0 where it holds none."""
+    given = headers.get(name, "")[:20]
+    return int(given) if given.isascii() and given.isdigit() else 0
 
 
 def retry_after(seconds: float) -> dict[str, str]:

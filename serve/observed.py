@@ -15,6 +15,7 @@ class Observed:
         self._registry = CollectorRegistry()
         own = {"registry": self._registry, "namespace": PREFIX}
         self.requests = Counter("requests", "Requests answered.", ["route", "status"], **own)
+        self.refused = Counter("refused", "Rankings that HAProxy refused, for there was no room.", **own)
         self.latency = Histogram("latency_seconds", "Time to answer.", ["route"], buckets=SECONDS, **own)
         stage = "Time that a stage of a ranking takes."
         self.stages = Histogram("stage_seconds", stage, ["stage", "version"], buckets=SECONDS, **own)

@@ -133,6 +133,8 @@ def test_haproxy_refuses_what_the_ingress_has_no_room_for(haproxy):
     assert [one.json().get("error_type") for one in refused] == [None, None, "Overloaded"]
     assert all("full" in one.json()["message"] for one in refused)
     assert post("/v1/rerank").status_code == 200
+    told = [int(headers["x-refused"]) for headers in seen]
+    assert (told[:3], sum(told[3:5]), told[5]) == ([0, 0, 0], 3, 0)
 
 
 def test_haproxy_takes_away_what_serve_would_read(haproxy):

@@ -61,6 +61,7 @@ def test_who_went_away_takes_no_turn():
 def test_fewer_may_be_here_where_one_was_late_until_there_are_few():
     async def run() -> None:
         gate = Gate()
+        gate.began = 1.0
         async with AsyncExitStack() as stack:
             assert not gate.full
             for _ in range(99):
@@ -90,10 +91,22 @@ def test_late_is_what_took_longer_than_the_quickest_of_late(monkeypatch):
 
     async def run() -> None:
         gate = Gate()
+        gate.began = 1.0
         assert [await late(gate, seconds) for seconds in (7.0, 0.0, 7.0, 0.01)] == [False, False, True, False]
         now = time.monotonic()
         for window, expected in ((1, True), (2, False)):  # the clock was set: 7 seconds are what there is now
             monkeypatch.setattr(time, "monotonic", lambda window=window: now + 61.0 * window)
             assert await late(gate, 7.0) == expected
+
+    asyncio.run(run())
+
+
+def test_who_waited_for_the_process_to_start_is_not_late():
+    async def run() -> None:
+        gate = Gate()
+        before = time.time()
+        for came in (before, time.time() + 1, before - 5, time.time() + 1, before - 1):
+            async with gate.passed(came):
+                assert gate.limit == math.inf
 
     asyncio.run(run())

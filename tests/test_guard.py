@@ -119,6 +119,7 @@ def test_while_rankings_come_late_no_more_are_let_in(monkeypatch):
 
             answer.set()
             await client.post("/v1/rerank", headers={"x-received": str(int(time.time() * 1e6))})
+            app._gate.began = 1.0
             answer.clear()
             first = rank()
             await asyncio.sleep(0.05)
@@ -131,6 +132,13 @@ def test_while_rankings_come_late_no_more_are_let_in(monkeypatch):
     assert (first.status_code, second.status_code, other.status_code) == (200, 429, 200)
     assert second.headers["retry-after"] == "1"
     assert {one.status_code for one in asyncio.run(run(time.time() + 10))} == {200}
+
+
+def test_what_haproxy_refused_is_counted():
+    app, observed = guarded()
+    for told, key in (("3", RANK), ("40", "rk_no"), ("", RANK), ("\xb2", RANK), ("4", RANK)):
+        ask(app, headers={**bearer(key), "x-refused": told.encode("latin-1")})
+    assert "rankstill_refused_total 7.0" in observed.text().decode()
 
 
 @pytest.mark.parametrize(
