@@ -117,9 +117,9 @@ def test_while_rankings_come_late_no_more_are_let_in(monkeypatch):
                 headers = {"x-received": str(int(received * 1e6))}
                 return asyncio.create_task(client.post("/v1/rerank", headers=headers))
 
+            app._gate.began = 1.0
             answer.set()
             await client.post("/v1/rerank", headers={"x-received": str(int(time.time() * 1e6))})
-            app._gate.began = 1.0
             answer.clear()
             first = rank()
             await asyncio.sleep(0.05)
