@@ -70,9 +70,9 @@ class Rankers:
         """What a version's rankers would say, where they would refuse a request after those that wait to be sent."""
         return self._rooms[version.version].full(waiting)
 
-    def takes(self, version: Version) -> float:
-        """Requests that a version's rankers may have at a time; infinite where that isn't known."""
-        return self._rooms[version.version].takes
+    def free(self, version: Version, waiting: int) -> float:
+        """Requests that a version's rankers would take after those that wait to be sent; infinite where none knows."""
+        return self._rooms[version.version].free(waiting)
 
     async def score(self, version: Version, request: ScoreRequest, traffic: Traffic) -> Scores:
         """Ask a version's rankers, and once more where a replica died with the request; `traffic` is told how it went.

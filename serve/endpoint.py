@@ -153,7 +153,7 @@ class Endpoint:
 
         api.openapi = openapi
         settings = self._settings
-        shedding = Shedding(self._overloaded, self._takes)
+        shedding = Shedding(self._overloaded, self._free)
         return Guard(api, self._keys, settings.max_body_bytes, self._observed, settings.open, shedding)
 
     def _overloaded(self, waiting: int) -> float:
@@ -166,10 +166,10 @@ class Endpoint:
         self._observed.rankings.labels(self._traffic.champion.version, "overloaded").inc()
         return max(0.01, *(one.seconds for one in refusals if one))
 
-    def _takes(self) -> float:
-        """Rankings that those who answer may have at a time; infinite where that isn't known."""
+    def _free(self, waiting: int) -> float:
+        """Rankings that one of those who answer takes after `waiting`; infinite where that isn't known."""
         versions = self._traffic.served.versions if self._traffic else ()
-        return sum((self._rankers.takes(one) for one in versions if one.weight), 0.0) or math.inf
+        return max((self._rankers.free(one, waiting) for one in versions if one.weight), default=math.inf)
 
     @property
     def traffic(self) -> Traffic:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-LATE = 0.05
+LATE = 0.1
 """Seconds after which a ranking should have passed, beside what the quickest of late took: clocks may differ."""
 OF_LATE = 60.0
 """Seconds, which are one to two of these."""
@@ -42,9 +42,9 @@ class Gate:
         return len(self._waiting)
 
     @property
-    def full(self) -> bool:
-        """Whether no more should come."""
-        return self.here >= self.limit
+    def free(self) -> float:
+        """How many more may come."""
+        return max(0.0, self.limit - self.here)
 
     @asynccontextmanager
     async def passed(self, came: float) -> AsyncIterator[None]:

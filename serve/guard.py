@@ -32,6 +32,10 @@ LIMITED = RANKED | {"/v1/feedback"}
 """Routes with a name of their own in numbers and access log, also where a request was refused before it was routed."""
 BODY_SECONDS = 20.0
 """Within which a body has to arrive."""
+LIMITED = RANKED | {"/v1/feedback"}
+"""Routes with a name of their own in numbers and access log, also where a request was refused before it was routed."""
+BODY_SECONDS = 20.0
+"""Within which a body has to arrive."""
 SPARE = 16
 """Requests that are on their way to rankers or back."""
 LONGEST_MESSAGE = 1000
@@ -45,8 +49,8 @@ class Shedding:
 
     overloaded: Callable[[int], float] = lambda _: 0.0
     """Seconds after which to send a ranking again, where it would be refused behind so many that wait; else 0."""
-    takes: Callable[[], float] = lambda: math.inf
-    """Rankings that may be under way at a time."""
+    free: Callable[[int], float] = lambda _: math.inf
+    """Rankings that may come after so many that wait."""
 
 
 class Guard:
@@ -154,14 +158,14 @@ class Guard:
 
     def _shed(self, path: str) -> Response | None:
         """The answer where there is too much to do, before anything is spent on a body."""
-        wait = max(self._shedding.overloaded(self._gate.waiting), float(self._gate.full))
+        wait = max(self._shedding.overloaded(self._gate.waiting), float(not self._gate.free))
         return problem(429, "queues are full; try again later", path, retry_after(wait)) if wait else None
 
     def _takes(self) -> list[tuple[bytes, bytes]]:
         """A header for HAProxy: how many requests may be under way here, above which it refuses rankings itself."""
-        takes = min(self._shedding.takes(), self._gate.limit)
-        others = self._here - self._gate.here
-        return [] if math.isinf(takes) else [(b"x-takes", b"%d" % (takes + others + SPARE))]
+        free = min(self._shedding.free(self._gate.waiting), self._gate.free)
+        others = self._here - 1  # than the one that is being answered
+        return [] if math.isinf(free) else [(b"x-takes", b"%d" % (others + math.ceil(free)))]
 
     async def _read(self, headers: dict[str, str], receive: Receive) -> tuple[Response | None, Receive]:
         """The whole body, which has its bounds, as what the routes receive."""

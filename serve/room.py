@@ -11,8 +11,8 @@ CUT, GROWTH = 0.95, 0.005
 """Share of what was under way at a refusal that is sent afterwards; and what every document answered adds to it."""
 EASE = 1.01
 """Factor by which an answer may lengthen the pace; quicker ones shorten it at once."""
-SLACK, FEW = 1.5, 256
-"""How many times the longest wait may be foreseen before rankers needn't be asked; documents that are always sent."""
+FEW = 256
+"""Documents that are always sent, whatever wait is foreseen."""
 SMOOTHING = 0.1
 """Share of the newest request in the average."""
 PIECE = 100
@@ -46,13 +46,13 @@ class Room:
         if before >= self.limit:
             return self.said
         seconds = before * self.pace
-        return Refusal("overloaded", seconds) if before >= FEW and seconds > SLACK * self.longest_wait else None
+        return Refusal("overloaded", seconds) if before >= FEW and seconds > self.longest_wait else None
 
-    @property
-    def takes(self) -> float:
-        """Requests like those of late that may be under way at a time; infinite where nothing is known."""
-        foreseen = max(FEW, SLACK * self.longest_wait / self.pace) if self.pace else math.inf
-        return min(self.limit, foreseen) / self.usual if self.usual else math.inf
+    def free(self, waiting: int) -> float:
+        """Requests like those of late that may come after some that wait; infinite where nothing is known."""
+        foreseen = max(FEW, self.longest_wait / self.pace) if self.pace else math.inf
+        left = min(self.limit, foreseen) - self.under_way
+        return max(0.0, left / self.usual - waiting) if self.usual else math.inf
 
     @contextmanager
     def send(self, documents: int) -> Iterator[int]:

@@ -63,12 +63,12 @@ def test_fewer_may_be_here_where_one_was_late_until_there_are_few():
         gate = Gate()
         gate.began = 1.0
         async with AsyncExitStack() as stack:
-            assert not gate.full
+            assert gate.free == math.inf
             for _ in range(99):
                 await stack.enter_async_context(gate.passed(time.time()))
-            assert (gate.limit, gate.full) == (math.inf, False)
+            assert (gate.limit, gate.free) == (math.inf, math.inf)
             await stack.enter_async_context(gate.passed(time.time() - 1))
-            assert (gate.here, gate.limit, gate.full) == (100, 95, True)
+            assert (gate.here, gate.limit, gate.free) == (100, 95, 0)
             async with gate.passed(time.time() - 1):
                 assert gate.limit == 95, "as many are here as were allowed"
             async with gate.passed(time.time()):
@@ -76,7 +76,7 @@ def test_fewer_may_be_here_where_one_was_late_until_there_are_few():
         async with gate.passed(time.time()):
             assert (gate.here, gate.limit) == (1, math.inf)
         async with gate.passed(time.time() - 1):
-            assert (gate.limit, gate.full) == (FEW, False)
+            assert (gate.limit, gate.free) == (FEW, FEW - 1)
 
     asyncio.run(run())
 

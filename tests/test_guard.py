@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from serve import gate, guard
-from serve.guard import SPARE, Guard, Shedding
+from serve.guard import Guard, Shedding
 from serve.keys import Key, Keys, hash_of
 from serve.observed import Observed
 
@@ -79,22 +79,26 @@ def test_what_would_be_refused_is_refused_before_its_body_is_read():
 
 
 def test_haproxy_hears_how_many_requests_may_be_under_way(monkeypatch):
-    takes = math.inf
+    free, waiting = math.inf, []
 
     async def told(*paths: str, **headers: str) -> list[str | None]:
-        app = Guard(guarded()[0]._app, Keys(()), 1000, Observed(), shedding=Shedding(takes=lambda: takes))
+        shedding = Shedding(free=lambda count: waiting.append(count) or free)
+        app = Guard(guarded()[0]._app, Keys(()), 1000, Observed(), shedding=shedding)
+        app._here = 5  # others
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
             answers = await asyncio.gather(*(client.post(path, headers=headers) for path in paths))
-            assert (app._here, app._gate.here) == (0, 0)
+            assert (app._here, app._gate.here) == (5, 0)
             return [one.headers.get("x-takes") for one in answers]
 
     assert asyncio.run(told("/v1/rerank")) == [None]
-    takes = 40.7
-    assert asyncio.run(told("/v1/rerank")) == [str(40 + SPARE)]
+    free = 40.7
+    assert asyncio.run(told("/v1/rerank")) == ["46"]
     assert asyncio.run(told("/v1/feedback")) == [None]
     assert asyncio.run(told("/v1/rerank", **{"x-model-version": "shop/2"})) == [None]
+    assert set(waiting) == {0}
     monkeypatch.setattr(Guard, "_shed", lambda *_: guard.problem(429, "full", "", {}))
-    assert asyncio.run(told("/v1/rerank")) == [str(41 + SPARE)], "it isn't with rankers"
+    free = 0.0
+    assert asyncio.run(told("/v1/rerank")) == ["5"]
 
 
 def test_while_rankings_come_late_no_more_are_let_in(monkeypatch):

@@ -66,12 +66,12 @@ def test_a_rush_is_foreseen_by_the_pace_of_the_answers_before():
     for _ in range(3):
         room.answered(0, 50, seconds=0.08, busy=0.05)
     room.answered(0, 10_000, seconds=30.0, busy=30.0)  # a giant
-    assert 30 <= taken(room, 50) <= 31, "1.5 seconds' worth"
+    assert 20 <= taken(room, 50) <= 21, "a second's worth"
     with room.send(1600):
         assert room.full() is None, "its later pieces come behind what others send"
         assert room.under_way == PIECE
     room.answered(1500, 50, seconds=0.31, busy=0.05)  # there are five rankers
-    assert 150 <= taken(room, 50) <= 151
+    assert 100 <= taken(room, 50) <= 101
 
 
 def test_a_few_are_sent_however_slow_the_answers():
@@ -96,24 +96,25 @@ def test_those_that_wait_to_be_sent_count_as_requests_of_late_do():
         with room.send(documents):
             pass
     room.answered(0, 50, seconds=0.05, busy=0.05)
-    assert room.full(waiting=29) is None
-    refusal = room.full(waiting=31)
+    assert room.full(waiting=19) is None
+    refusal = room.full(waiting=21)
     assert refusal
-    assert refusal.seconds == pytest.approx(31 * 0.05, rel=0.05)
+    assert refusal.seconds == pytest.approx(21 * 0.05, rel=0.05)
     room.refused(1000, SAID)
     assert (room.full(waiting=18), room.full(waiting=20)) == (None, SAID)
 
 
-def test_it_takes_what_is_foreseen_or_what_was_learnt():
+def test_what_is_free_is_left_of_what_is_foreseen_or_was_learnt():
     room = Room(longest_wait=1.0)
-    assert room.takes == math.inf
+    assert room.free(0) == math.inf
     with room.send(50):
-        assert room.takes == math.inf
-    room.answered(0, 50, seconds=0.05, busy=0.05)
-    assert room.takes == pytest.approx(30)
-    room.refused(1000, SAID)
-    assert room.takes == pytest.approx(19)
-    room.answered(0, 50, seconds=50.0, busy=0.0001)  # many rankers, each quick
-    room.limit = math.inf
-    room.pace = 1.0
-    assert room.takes == pytest.approx(FEW / 50)
+        assert room.free(0) == math.inf
+        room.answered(0, 50, seconds=0.05, busy=0.05)
+        assert (room.free(0), room.free(9), room.free(30)) == pytest.approx((19, 10, 0))
+        room.refused(1000, SAID)
+        assert room.free(0) == pytest.approx(18)
+    room.limit, room.pace = math.inf, 1.0
+    assert room.free(0) == pytest.approx(FEW / 50)
+    with room.send(10_000):
+        assert room.free(0) == pytest.approx((FEW - PIECE) / room.usual)
+        assert 50 < room.usual < 60
