@@ -31,7 +31,7 @@ class Gate:
         """Whether somebody passes in this turn."""
         self._quickest, self._quickest_before, self._renewed = math.inf, math.inf, time.monotonic()
         self.began: float | None = None
-        """When the first passed, in seconds since 1970. What came before waited for this process to start."""
+        """`time.monotonic` when the first passed. What came before waited for this process to start."""
         self.here = 0
         """Rankings that wait, or passed and weren't answered yet."""
         self.limit = math.inf
@@ -47,9 +47,10 @@ class Gate:
         return max(0.0, self.limit - self.here)
 
     @asynccontextmanager
-    async def passed(self, came: float) -> AsyncIterator[None]:
-        """Wait for one's turn, which is this one where nobody else's is; `came` is in seconds since 1970."""
+    async def passed(self, waited: float) -> AsyncIterator[None]:
+        """Wait for one's turn, which is this one where nobody else's is; it waited for some seconds before."""
         self.here += 1
+        came = time.monotonic() - waited
         try:
             await self._enter()
             self._judge(came)
@@ -59,14 +60,15 @@ class Gate:
 
     def _judge(self, came: float) -> None:
         """Set the limit by how long one took to pass, beyond what the quickest of late took."""
-        now, turned = time.time(), time.monotonic()
+        now = time.monotonic()
         self.began = self.began or now
         if came < self.began:
             return
-        if turned > self._renewed + OF_LATE:
-            self._quickest_before, self._quickest, self._renewed = self._quickest, math.inf, turned
-        self._quickest = min(self._quickest, now - came)
-        if now - came - min(self._quickest, self._quickest_before) > LATE:
+        took = now - came
+        if now > self._renewed + OF_LATE:
+            self._quickest_before, self._quickest, self._renewed = self._quickest, math.inf, now
+        self._quickest = min(self._quickest, took)
+        if took - min(self._quickest, self._quickest_before) > LATE:
             self.limit = min(self.limit, max(FEW, CUT * self.here))
         else:
             self.limit = math.inf if self.here < self.limit / 2 else self.limit + GROWTH

@@ -32,12 +32,6 @@ LIMITED = RANKED | {"/v1/feedback"}
 """Routes with a name of their own in numbers and access log, also where a request was refused before it was routed."""
 BODY_SECONDS = 20.0
 """Within which a body has to arrive."""
-LIMITED = RANKED | {"/v1/feedback"}
-"""Routes with a name of their own in numbers and access log, also where a request was refused before it was routed."""
-BODY_SECONDS = 20.0
-"""Within which a body has to arrive."""
-SPARE = 16
-"""Requests that are on their way to rankers or back."""
 LONGEST_MESSAGE = 1000
 TRACE = ("traceparent", "tracestate")
 _PLAIN = re.compile(r"[\x21-\x7e]{1,200}")
@@ -81,6 +75,7 @@ class Guard:
         began, status = time.monotonic(), 500
         self._here += 1
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        waited = waited_before(headers)
         given = headers.get("x-request-id", "")
         request_id = given if _PLAIN.fullmatch(given) else uuid.uuid4().hex
         passed = [(name.encode(), headers[name].encode("latin-1")) for name in TRACE if name in headers]
@@ -108,7 +103,7 @@ class Guard:
             if problem is None:
                 problem, replay = await self._read(headers, receive)
                 if problem is None:
-                    async with self._gate.passed(came(headers)) if ranked else nullcontext():
+                    async with self._gate.passed(waited) if ranked else nullcontext():
                         await self._app(scope, replay, answer)
                     return
             await problem(scope, receive, answer)
@@ -203,9 +198,10 @@ def write_access_log(path: str) -> None:
     LOG.propagate = False
 
 
-def came(headers: dict[str, str]) -> float:
-    """When a request came, in seconds since 1970: to HAProxy, where there is one, in whose header are microseconds."""
-    return digits(headers, "x-received") / 1e6 or time.time()
+def waited_before(headers: dict[str, str]) -> float:
+    """Seconds since HAProxy had a request's headers, by its clock; 0 where there is no HAProxy."""
+    received = digits(headers, "x-received")  # microseconds since 1970
+    return time.time() - received / 1e6 if received else 0.0
 
 
 def digits(headers: dict[str, str], name: str) -> int:

@@ -9,7 +9,7 @@ from serve.gate import FEW, Gate
 
 
 async def enter(gate: Gate, number: int, passed: list[int]) -> None:
-    async with gate.passed(time.time()):
+    async with gate.passed(0.0):
         passed.append(number)
 
 
@@ -61,37 +61,37 @@ def test_who_went_away_takes_no_turn():
 def test_fewer_may_be_here_where_one_was_late_until_there_are_few():
     async def run() -> None:
         gate = Gate()
-        gate.began = 1.0
+        gate.began = -1000.0
         async with AsyncExitStack() as stack:
             assert gate.free == math.inf
             for _ in range(99):
-                await stack.enter_async_context(gate.passed(time.time()))
+                await stack.enter_async_context(gate.passed(0.0))
             assert (gate.limit, gate.free) == (math.inf, math.inf)
-            await stack.enter_async_context(gate.passed(time.time() - 1))
+            await stack.enter_async_context(gate.passed(1.0))
             assert (gate.here, gate.limit, gate.free) == (100, 95, 0)
-            async with gate.passed(time.time() - 1):
+            async with gate.passed(1.0):
                 assert gate.limit == 95, "as many are here as were allowed"
-            async with gate.passed(time.time()):
+            async with gate.passed(0.0):
                 assert 95 < gate.limit < 96
-        async with gate.passed(time.time()):
+        async with gate.passed(0.0):
             assert (gate.here, gate.limit) == (1, math.inf)
-        async with gate.passed(time.time() - 1):
+        async with gate.passed(1.0):
             assert (gate.limit, gate.free) == (FEW, FEW - 1)
 
     asyncio.run(run())
 
 
 def test_late_is_what_took_longer_than_the_quickest_of_late(monkeypatch):
-    ahead = 100.0  # of the clock of who sent them
+    ahead = 100.0  # seconds by which the clock of who sent them is
 
     async def late(gate: Gate, seconds: float) -> bool:
-        async with gate.passed(time.time() + ahead - seconds):
+        async with gate.passed(seconds - ahead):
             await asyncio.sleep(0)
             return gate.limit < math.inf
 
     async def run() -> None:
         gate = Gate()
-        gate.began = 1.0
+        gate.began = -1000.0
         assert [await late(gate, seconds) for seconds in (7.0, 0.0, 7.0, 0.01)] == [False, False, True, False]
         now = time.monotonic()
         for window, expected in ((1, True), (2, False)):  # the clock was set: 7 seconds are what there is now
@@ -104,9 +104,8 @@ def test_late_is_what_took_longer_than_the_quickest_of_late(monkeypatch):
 def test_who_waited_for_the_process_to_start_is_not_late():
     async def run() -> None:
         gate = Gate()
-        before = time.time()
-        for came in (before, time.time() + 1, before - 5, time.time() + 1, before - 1):
-            async with gate.passed(came):
+        for waited in (0.0, -1.0, 5.0, -1.0, 1.0):
+            async with gate.passed(waited):
                 assert gate.limit == math.inf
 
     asyncio.run(run())
