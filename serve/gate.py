@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-LATE = 0.1
+LATE = 0.25
 """Seconds after which a ranking should have passed, beside what the quickest of late took: clocks may differ."""
 OF_LATE = 60.0
 """Seconds, which are one to two of these."""
