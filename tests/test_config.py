@@ -232,6 +232,7 @@ def test_a_malformed_override_is_named(override, part):
         (b"name: 2020-13-45", "not valid YAML"),
         (b"\xff\xfe\xfa", "not valid YAML"),
         (b"name: a\ntrain: {epochs: 1, seed: 2, epochs: 3}", "the key 'epochs' is given twice"),
+        (b"data: {sources: [{path: a, path: b}]}", "the key 'path' is given twice"),
         (b"- 1\n- 2\n", "holds no mapping"),
         (b"", "holds no mapping"),
     ],
@@ -242,6 +243,12 @@ def test_a_file_that_holds_no_config_is_named(tmp_path, content, part):
     message = refusal(path)
     assert part in message
     assert str(path) in message
+
+
+def test_a_file_that_names_itself_is_refused_like_any_other(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("data: &a {shop: *a}")
+    assert "data.shop" in refusal(path)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -20,18 +20,6 @@ SPACE = "sweep.space."
 """What is behind it is the name of a setting, dots and all."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which only the last would count."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load_config(origin: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, or take a tree of plain values, and apply `dotted.key=value` overrides (values are YAML too).
 
@@ -46,7 +34,9 @@ def load_config(origin: str | Path | dict[str, Any], overrides: Sequence[str] = 
 
 def _read_tree(path: str | Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+        text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+        _refuse_twins(yaml.compose(text, yaml.SafeLoader), set())
     except OSError as error:
         raise ConfigError(f"--config {str(path)!r}: {error.strerror}; give a readable YAML file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-13-45 is a ValueError
@@ -54,6 +44,21 @@ def _read_tree(path: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"--config {str(path)!r}: holds no mapping; start from jobs/configs/shop.yaml")
     return tree
+
+
+def _refuse_twins(node: yaml.Node | None, seen: set[int]) -> None:
+    """Raise MarkedYAMLError where a mapping has a key twice, of which only the last counts; `seen` are nodes' ids."""
+    if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+        return
+    seen.add(id(node))
+    names: set[str] = set()
+    for child in node.value:
+        key, value = child if isinstance(child, tuple) else (None, child)
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in names:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
+            names.add(key.value)
+        _refuse_twins(value, seen)
 
 
 def parse_config(tree: dict[str, Any]) -> Config:
