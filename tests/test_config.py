@@ -232,7 +232,7 @@ def test_a_malformed_override_is_named(override, part):
         (b"name: 2020-13-45", "not valid YAML"),
         (b"\xff\xfe\xfa", "not valid YAML"),
         (b"name: a\ntrain: {epochs: 1, seed: 2, epochs: 3}", "the key 'epochs' is given twice"),
-        (b"data: {sources: [{path: a, path: b}]}", "the key 'path' is given twice"),
+        (b"data: {sources: [{path: a, path: b}]}", "the key 'path' is given twice at line 1, column 28"),
         (b"- 1\n- 2\n", "holds no mapping"),
         (b"", "holds no mapping"),
     ],

@@ -188,4 +188,4 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")  # what was read has a name of its own
