@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
@@ -28,7 +29,7 @@ from serve.api import (
 )
 from serve.asking import Rankers
 from serve.catalogue import Catalogue
-from serve.guard import Guard, Shedding, write_access_log
+from serve.guard import DOCS, Guard, Shedding, write_access_log
 from serve.keys import read_keys
 from serve.loop_routes import LoopRoutes
 from serve.messages import ScoreRequest
@@ -123,7 +124,9 @@ class Endpoint:
 
     def api(self) -> Guard:
         """The ASGI application."""
-        api = FastAPI(title="rankstill", description="Reranks products for a query.", version="1")
+        api = FastAPIOffline(
+            "/docs", None, title="rankstill", description="Reranks products for a query.", version="1", static_url=DOCS
+        )
         answer: dict[str, Any] = {"response_model": RerankAnswer, "responses": _PROBLEMS}
         api.post("/v1/rerank", **answer)(self.rerank_v1)
         api.post("/v2/rerank", **answer)(self.rerank_v2)
@@ -149,6 +152,8 @@ class Endpoint:
         def openapi() -> dict[str, Any]:
             tree = described()
             tree["components"]["schemas"]["RerankTei"] = RerankTei.model_json_schema()
+            tree["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            tree["security"] = [{}, {"key": []}]
             return tree
 
         api.openapi = openapi

@@ -24,8 +24,9 @@ from serve.keys import ANYONE, Key, Keys, Role
 from serve.observed import Observed
 
 LOG = logging.getLogger("rankstill.access")
-OPEN = {"/healthz", "/readyz", "/docs", "/openapi.json", "/"}
-"""Routes that need no key."""
+DOCS = "/docs/files"
+"""Where the scripts of /docs are, which come from the endpoint itself."""
+_OPEN = {"/healthz", "/readyz", "/docs", "/openapi.json", "/"}
 RANKED = {"/v1/rerank", "/v2/rerank", "/rerank"}
 """Routes that rankers answer."""
 LIMITED = RANKED | {"/v1/feedback"}
@@ -129,7 +130,7 @@ class Guard:
     def _admit(self, path: str, headers: dict[str, str], address: str) -> tuple[Key | None, Response | None]:
         """Who asks, and the answer to whoever may not."""
         if not self._keys.asked_for:
-            if self._open or is_loopback(address) or path in OPEN:
+            if self._open or is_loopback(address) or _is_open(path):
                 return ANYONE, None
             what = (
                 "without keys (serve.keys), and unless serve.open is set, only this machine's own callers are answered"
@@ -138,7 +139,7 @@ class Guard:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         presented = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         caller = self._keys.find(presented) if presented else None
-        if path in OPEN:
+        if _is_open(path):
             return caller, None
         if caller is None:
             wanted = {"WWW-Authenticate": "Bearer"}
@@ -196,6 +197,11 @@ def write_access_log(path: str) -> None:
     LOG.handlers = [WatchedFileHandler(path)]
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
+
+
+def _is_open(path: str) -> bool:
+    """Whether a route needs no key."""
+    return path in _OPEN or path.startswith(f"{DOCS}/")
 
 
 def waited_before(headers: dict[str, str]) -> float:

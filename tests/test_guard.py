@@ -36,7 +36,8 @@ def guarded(keys: Keys = KEYS, limit: int = 1000, open_: bool = False) -> tuple[
 
     for path in ("/v1/rerank", "/rerank", "/v1/feedback"):
         api.post(path)(echo)
-    api.get("/healthz")(lambda: {"status": "ok"})
+    for path in ("/healthz", "/docs", "/docs/files/page.js", "/docs/other"):
+        api.get(path)(lambda: {"status": "ok"})
     return Guard(api, keys, limit, observed, open_), observed
 
 
@@ -174,8 +175,14 @@ def test_who_may_do_what(path, headers, status):
     assert ("www-authenticate" in answer.headers) == (status == 401)
 
 
-def test_health_needs_no_key_and_nobody_needs_one_without_keys():
-    assert ask(guarded()[0], "/healthz", "GET").status_code == 200
+@pytest.mark.parametrize(
+    ("path", "status"), [("/healthz", 200), ("/docs", 200), ("/docs/files/page.js", 200), ("/docs/other", 401)]
+)
+def test_health_and_description_need_no_key(path, status):
+    assert ask(guarded()[0], path, "GET").status_code == status
+
+
+def test_nobody_needs_a_key_where_there_are_none():
     assert ask(guarded(Keys(()))[0]).json()["caller"] == "anyone"
 
 

@@ -484,6 +484,22 @@ def test_the_description_holds_every_route_and_every_schema(url):
     assert {name.rsplit("/", 1)[1] for name in wanted} <= tree["components"]["schemas"].keys()
 
 
+def test_the_description_can_be_read_where_nothing_else_is_reached(url):
+    page = httpx.get(f"{url}/docs").text
+    assert "://" not in page
+    files = re.findall(r'(?:src|href)="(.*?)"', page)
+    assert len(files) == 3
+    assert {httpx.get(f"{url}{file}").status_code for file in files} == {200}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_description_is_drawn(url, tmp_path):
+    document, said = browse(f"{url}/docs", tmp_path, 1280, wait_ms=5000)
+    assert "CONSOLE" not in said, said
+    assert 'data-path="/v1/rerank"' in document
+    assert "Authorize" in document
+
+
 def test_versions_come_share_and_go_without_a_lost_request(url, serving, root):
     """Shares, promotion, rollback and the end of a version, while requests go on."""
     registry = Registry(root)
