@@ -3,12 +3,16 @@
 python -m serve.keys --file keys.yaml --name search-backend --role rank --role feedback
 """
 
+import fcntl
 import hashlib
 import hmac
+import logging
 import math
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +28,9 @@ ROLES: tuple[Role, ...] = ("rank", "feedback", "admin")
 PREFIX = "rk_"
 BURST_SECONDS = 2.0
 """Requests of so much time may come at once."""
+LOOK_SECONDS = 1.0
+"""How often it is seen whether the file of keys has changed."""
+LOG = logging.getLogger("rankstill.keys")
 
 DESCRIPTION = """Make an API key and add its hash to a file of keys. The key itself is printed once, and kept nowhere.
 
@@ -54,10 +61,12 @@ ANYONE = Key(name="anyone", sha256="0" * 64, roles=ROLES)
 
 
 class Keys:
-    """All callers of an endpoint."""
+    """All callers of an endpoint; those of a file are read again once it has changed."""
 
-    def __init__(self, keys: tuple[Key, ...]) -> None:
-        self._keys = keys
+    def __init__(self, keys: tuple[Key, ...], path: str = "", stamp: tuple[int, ...] = ()) -> None:
+        """`stamp` is what `path` was like before it was read."""
+        self._keys, self._path, self._stamp = keys, path, stamp
+        self._look = time.monotonic() + LOOK_SECONDS
         self._room: dict[str, tuple[float, float]] = {}
 
     @property
@@ -67,6 +76,7 @@ class Keys:
 
     def find(self, presented: str) -> Key | None:
         """Whose key this is. It takes the same time whether it is nearly right or not at all."""
+        self._refresh()
         hashed = hash_of(presented)
         found = None
         for key in self._keys:
@@ -85,6 +95,20 @@ class Keys:
         self._room[key.name] = (room if short else room - 1.0, now)
         return short / key.requests_per_second
 
+    def _refresh(self) -> None:
+        """Have the keys that the file holds now; those it held before, where it can't be used."""
+        now = time.monotonic()
+        if not self._path or now < self._look:
+            return
+        self._look = now + LOOK_SECONDS
+        stamp = _stamp(self._path)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._keys = _held(self._path)
+            except ConfigError as error:
+                LOG.warning("%s; until then keys stay as they were", error)
+
 
 def hash_of(key: str) -> str:
     """SHA-256; keys are long and random, so that nothing slower is needed."""
@@ -95,10 +119,24 @@ def read_keys(path: str) -> Keys:
     """The keys of a file, none where `path` is empty.
 
     Raises:
-        ConfigError: it can't be read, or holds something else.
+        ConfigError: it can't be read, holds something else, or no key.
     """
     if not path:
         return Keys(())
+    stamp = _stamp(path)
+    return Keys(_held(path), path, stamp)
+
+
+def _held(path: str) -> tuple[Key, ...]:
+    """The keys of a file, one at least."""
+    keys = _listed(path)
+    if not keys:
+        raise ConfigError(f"serve.keys={path!r} has no key; add one with python -m serve.keys, or unset it")
+    return keys
+
+
+def _listed(path: str) -> tuple[Key, ...]:
+    """The keys that a file lists, if any."""
     try:
         tree = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
         keys = tuple(Key.model_validate(entry) for entry in tree["keys"])
@@ -109,11 +147,18 @@ def read_keys(path: str) -> Keys:
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "no list of keys"
         raise ConfigError(f"serve.keys={path!r} can't be read ({reason}); make it with python -m serve.keys") from error
-    if not keys:
-        raise ConfigError(f"serve.keys={path!r} has no key; add one with python -m serve.keys, or unset it")
     if len({key.name for key in keys}) < len(keys):
         raise ConfigError(f"serve.keys={path!r} has two keys of one name; rename one")
-    return Keys(keys)
+    return keys
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """What tells a file from what it was before; nothing where there is none."""
+    try:
+        found = Path(path).expanduser().stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def add_key(path: Path, name: str, roles: tuple[Role, ...], requests_per_second: float = 0.0) -> str:
@@ -122,20 +167,30 @@ def add_key(path: Path, name: str, roles: tuple[Role, ...], requests_per_second:
     Raises:
         ConfigError: the file holds something else, or that name already.
     """
-    entries = []
-    if path.exists():
-        read_keys(str(path))
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["keys"]
-    if any(entry["name"] == name for entry in entries):
-        raise ConfigError(f"--name {name!r} is in {str(path)!r} already; choose another, or take its lines out first")
     made = PREFIX + secrets.token_urlsafe(32)
-    entry = {"name": name, "sha256": hash_of(made), "roles": list(roles)}
-    if requests_per_second:
-        entry["requests_per_second"] = requests_per_second
+    key = Key(name=name, sha256=hash_of(made), roles=roles, requests_per_second=requests_per_second)
     make_parent(path, "--file")
-    write_text(path, yaml.safe_dump({"keys": [*entries, entry]}, sort_keys=False))
-    os.chmod(path, 0o600)
+    with _alone(path.parent):
+        keys = _listed(str(path)) if path.exists() else ()
+        if any(one.name == name for one in keys):
+            raise ConfigError(
+                f"--name {name!r} is in {str(path)!r} already; choose another, or take its lines out first"
+            )
+        entries = [one.model_dump(mode="json", exclude_unset=True) for one in (*keys, key)]
+        write_text(path, yaml.safe_dump({"keys": entries}, sort_keys=False))
+        os.chmod(path, 0o600)
     return made
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else who asks for this changes files of a folder meanwhile."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 import stat
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -23,6 +24,48 @@ def test_a_key_is_known_by_its_hash_alone(tmp_path):
     assert known.asked_for
     assert [found.name if (found := known.find(one)) else None for one in (first, second)] == ["search", "events"]
     assert [known.find(one) for one in ("", first[:-1], first + "x", hash_of(first))] == [None] * 4
+
+
+def test_keys_that_are_made_at_the_same_time_are_all_kept(tmp_path):
+    path = tmp_path / "keys.yaml"
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda number: add_key(path, f"caller-{number}", ("rank",)), range(16)))
+    known = read_keys(str(path))
+    assert [found.name if (found := known.find(one)) else None for one in made] == [f"caller-{n}" for n in range(16)]
+
+
+def test_a_changed_file_is_read_again_and_a_broken_one_is_not(tmp_path, monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    path = tmp_path / "keys.yaml"
+    first = add_key(path, "first", ("rank",), requests_per_second=0.5)
+    known = read_keys(str(path))
+    key = known.find(first)
+    assert key
+    assert known.wait(key) == 0
+    second = add_key(path, "second", ("rank",))
+    assert known.find(second) is None, "it isn't looked for at each request"
+    now[0] += 1
+    assert known.find(second)
+    assert known.wait(key) > 0, "what it had asked for is remembered"
+    path.write_text("keys: []")
+    now[0] += 1
+    assert known.find(first)
+    only = yaml.safe_dump({"keys": [{"name": "second", "sha256": hash_of(second)}]})
+    path.write_text(only)
+    now[0] += 1
+    assert known.find(first) is None, "it was taken out"
+    assert known.find(second)
+    path.unlink()
+    now[0] += 1
+    assert known.find(second)
+
+
+def test_a_key_is_added_to_an_empty_list(tmp_path):
+    path = tmp_path / "keys.yaml"
+    path.write_text("keys: []")
+    made = add_key(path, "first", ("rank",))
+    assert read_keys(str(path)).find(made)
 
 
 def test_roles_are_what_they_say():
