@@ -26,10 +26,10 @@ def test_all_threads_are_shared_out():
 WAITS = """
 import time
 from rankstill.cli import run_command
-from rankstill.cluster import connect
+from rankstill.cluster import connect, leave
 
 def main():
-    connect()
+    STEPS
     print("connected", flush=True)
     time.sleep(100)
 
@@ -37,9 +37,10 @@ run_command(main)
 """
 
 
-def test_a_command_that_is_terminated_says_so_in_a_line():
+@pytest.mark.parametrize("steps", ["connect()", "connect(); leave()"])
+def test_a_command_that_is_terminated_says_so_in_a_line(steps):
     own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-c", WAITS]
+    command = [sys.executable, "-c", WAITS.replace("STEPS", steps)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as process:
         assert process.stdout.readline() == "connected\n"
         process.terminate()

@@ -60,13 +60,19 @@ def connect() -> None:
         reason = in_brief(error)
         where = f"RAY_ADDRESS={address!r} doesn't answer" if address else "a local Ray cluster doesn't start"
         raise RunError(f"{where} ({reason}); start a cluster with `ray start --head` and set RAY_ADDRESS") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _interrupt_on_sigterm()
 
 
 def leave() -> None:
     """Leave the cluster that this process has joined, and stop it where `connect` started it."""
     ray.shutdown()
+    _interrupt_on_sigterm()
+
+
+def _interrupt_on_sigterm() -> None:
+    """Make SIGTERM a KeyboardInterrupt again, after Ray had a handler of its own, or took away any."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def dashboard() -> str:
