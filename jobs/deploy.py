@@ -12,7 +12,7 @@ from rankstill.progress import Reporter
 
 if TYPE_CHECKING:
     from rankstill.config import Config
-    from rankstill.registry import Registry
+    from rankstill.registry import Registry, Version
     from rankstill.serving import Endpoint
 
 DESCRIPTION = """Say which version is champion and what else is served, or look at the registry.
@@ -72,6 +72,7 @@ def main() -> None:
     if arguments.canary and (shares or action != "promote"):
         raise ConfigError("--canary goes with --model alone; write --model REF --canary")
     config = load_config(arguments.config or {"data": {"shop": {}}}, settings)
+    from rankstill.loop import Loop
     from rankstill.registry import open_registry
     from rankstill.rollout import described, make_champion
     from rankstill.serving import running_endpoint
@@ -85,7 +86,7 @@ def main() -> None:
         _loop(registry, root, names[0], action)
         return
     if arguments.canary:
-        _try(registry, config, arguments.model)
+        _see_through(registry, config, registry.resolve(arguments.model, "--model"))
         return
     with Reporter() as reporter:
         endpoint = running_endpoint(lambda waits: reporter.event("deploy", state="waiting", applications=waits))
@@ -93,8 +94,16 @@ def main() -> None:
             _list(registry, endpoint, names)
         elif action == "drain":
             version = registry.resolve(names[0], "drain")
-            _served_by(endpoint, version.name).drain(str(version))
-            print(f"{version} is not served any more")
+            front, loop = _served_by(endpoint, version.name), Loop(root, version.name)
+            if loop.state.trial and loop.state.trial.challenger == str(version):
+                loop.want(order="rollback")
+                try:
+                    _see_through(registry, config, version, end=True)
+                except Held as holder:
+                    print(f"{version} is being tried by {holder}, which withdraws it at its next step")
+            else:
+                front.drain(str(version))
+                print(f"{version} is not served any more")
         elif shares:
             version = registry.resolve(arguments.model, "--model")
             _served_by(endpoint, version.name).share(described(version), shares, config.serve.rollback_window)
@@ -118,27 +127,39 @@ def _check_shares(shares: dict[str, float], action: str) -> None:
             raise ConfigError(f"--{name} is {value:g}; give percent, from 0 to {most}")
 
 
-def _try(registry: "Registry", config: "Config", reference: str) -> None:
-    """Try a version on shoppers until that is decided, or finish a trial that was begun.
+class Held(Exception):  # noqa: N818 (no error)
+    """Another process is at it, which this names."""
+
+
+def _see_through(registry: "Registry", config: "Config", version: "Version", end: bool = False) -> None:
+    """Try a version on shoppers until that is decided, or finish a trial that was begun; or only `end` that.
 
     Raises:
         ConfigError: nothing serves its name, or something else is being tried.
+        Held: it is to end, and another process tries it.
     """
     from rankstill.event_log import EventLog
     from rankstill.loop import Loop
     from rankstill.rollout import Rollout
     from rankstill.serving import running_endpoint
 
-    version = registry.resolve(reference, "--model")
+    def wait(who: str) -> None:
+        if end:
+            raise Held(who)
+        reporter.event("canary", state="waiting", holder=who)
+
     loop = Loop(config.storage.folder, version.name)
-    with Reporter() as reporter, loop.alone(lambda who: reporter.event("canary", state="waiting", holder=who)):
+    with Reporter() as reporter, loop.alone(wait):
         endpoint = running_endpoint(lambda waits: reporter.event("canary", state="waiting", applications=waits))
         endpoint, log = _served_by(endpoint, version.name), EventLog(config.storage.feedback_log)
         rollout = Rollout(config, loop, registry, endpoint, log, reporter.event)
         tried = loop.state.trial
         if tried and tried.challenger != str(version):
-            raise ConfigError(f"{tried.challenger} is being tried; wait, or withdraw it with jobs.deploy drain")
-        if not tried:
+            raise ConfigError(
+                f"{tried.challenger} is being tried; go on with it (--model {tried.challenger} --canary), or withdraw"
+                f" it (drain {tried.challenger})"
+            )
+        if not tried and not end:
             rollout.begin(version)
         rollout.see_through()
     last = loop.state.decisions[-1]

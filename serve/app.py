@@ -71,8 +71,7 @@ class Found:
 
     version: str
     """Its name: that of a registered version, or of the artifact's folder."""
-    aliases: tuple[str, ...]
-    """Other names, such as shop@champion; a folder has none."""
+    registered: bool
     artifact: Artifact
 
     @property
@@ -82,7 +81,7 @@ class Found:
 
     def served(self, app: str = "") -> Served:
         """The model alone behind an ingress."""
-        own = Version(version=self.version, names=self.aliases, fields=tuple(self.artifact.fields), app=app)
+        own = Version(version=self.version, fields=tuple(self.artifact.fields), app=app)
         return Served(name=self.name, versions=(own,))
 
 
@@ -94,15 +93,14 @@ def find(arguments: BuildArguments) -> Found:
     """
     root = Path(arguments.root).expanduser().resolve()
     if version := find_version(arguments.model, root, "--model"):
-        aliases = tuple(f"{version.name}@{alias}" for alias in version.aliases)
-        found = Found(str(version), aliases, load_artifact(version.folder, "model"))
+        found = Found(str(version), True, load_artifact(version.folder, "model"))
     else:
         folder = Path(arguments.model).expanduser().resolve()
         if not arguments.model or not folder.is_dir():
             raise ModelError(
                 f"--model {arguments.model!r}: no version and no folder; name shop@champion, shop/7 or an artifact"
             )
-        found = Found(folder.name, (), load_artifact(folder, "model"))
+        found = Found(folder.name, False, load_artifact(folder, "model"))
     found.artifact.resolve(arguments.runtime)
     return found
 
@@ -157,7 +155,7 @@ def whole_config(arguments: BuildArguments) -> dict[str, Any]:
     item_index(arguments, found.artifact)
     app, given = app_of(found.version), arguments.model_dump(mode="json")
     front = {"name": APP, "route_prefix": "/", "import_path": "serve.app:ingress", "args": given}
-    model = found.version if found.aliases else arguments.model
+    model = found.version if found.registered else arguments.model
     back = {"name": app, "route_prefix": None, "import_path": "serve.app:version", "args": {**given, "model": model}}
     applications, served = [front, back], found.served(app)
     if arguments.teacher:

@@ -262,7 +262,8 @@ class Endpoint:
         scores = await self._rankers.score(version, wanted, self.traffic)
         for other in self.traffic.shadows(version):
             self._rankers.copy(other, wanted, scores)
-        ranked = rank(version, scores, getattr(body, "top_n", None), self._settings.swap_rate, self._draw)
+        swap_rate = 0.0 if by_name else self._settings.swap_rate  # to learn from; those who compare want what it is
+        ranked = rank(version, scores, getattr(body, "top_n", None), swap_rate, self._draw)
         if not by_name:  # or those who compare versions would look like shoppers who click nothing
             self._recording.impression(request.state.request_id, user, wanted, ranked)
         return ranked
@@ -278,20 +279,18 @@ class Endpoint:
 
     def _version(self, request: Request, model: str | None, user: str) -> tuple[Version, bool]:
         """The version that answers, the caller's or one that is asked for by those who may; and whether it was that."""
-        traffic, caller = self.traffic, request.state.caller
+        traffic, served = self.traffic, self.traffic.served
         forced = request.headers.get("x-model-version", "")
-        name = forced or (model or "")
-        found = traffic.named(name)
-        if name and found is None and name != traffic.served.name:
+        name = forced or model or served.name
+        found = served.find(name)
+        whoever = (served.name, served.alias)
+        if name in whoever and (found is None or not forced):
+            return traffic.choose(user or request.headers.get("x-user", "")), False
+        if found is None:
             names = ", ".join(map(repr, traffic.names))
             raise HTTPException(404, f"model {name[:200]!r} is not served here; ask for one of {names}")
-        if found is None or (found is traffic.champion and not forced):
-            key = user or request.headers.get("x-user", "")
-            return traffic.choose(key), False
-        if not caller.may("admin"):
-            raise HTTPException(
-                403, f"model {name!r}: this key may not choose a version; ask for {traffic.served.name!r}"
-            )
+        if not request.state.caller.may("admin"):
+            raise HTTPException(403, f"model {name!r}: this key may not choose a version; ask for {served.name!r}")
         return found, True
 
     def _request(

@@ -75,7 +75,9 @@ class Guard:
             return
         began, status = time.monotonic(), 500
         self._here += 1
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {  # of those that are sent twice the first, as Serve has it
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in reversed(scope["headers"])
+        }
         waited = waited_before(headers)
         given = headers.get("x-request-id", "")
         request_id = given if _PLAIN.fullmatch(given) else uuid.uuid4().hex
@@ -102,7 +104,7 @@ class Guard:
                 if ranked:
                     problem = self._shed(scope["path"])
             if problem is None:
-                problem, replay = await self._read(headers, receive)
+                problem, replay = await self._read(scope["path"], headers, receive)
                 if problem is None:
                     async with self._gate.passed(waited) if ranked else nullcontext():
                         await self._app(scope, replay, answer)
@@ -163,9 +165,9 @@ class Guard:
         others = self._here - 1  # than the one that is being answered
         return [] if math.isinf(free) else [(b"x-takes", b"%d" % (others + math.ceil(free)))]
 
-    async def _read(self, headers: dict[str, str], receive: Receive) -> tuple[Response | None, Receive]:
+    async def _read(self, path: str, headers: dict[str, str], receive: Receive) -> tuple[Response | None, Receive]:
         """The whole body, which has its bounds, as what the routes receive."""
-        too_large = problem(413, f"the body has more than {self._limit} bytes; send fewer documents a request", "")
+        too_large = problem(413, f"the body has more than {self._limit} bytes; send fewer documents a request", path)
         if headers.get("content-length", "").isdigit() and int(headers["content-length"]) > self._limit:
             return too_large, receive
         chunks, size = [], 0
@@ -174,7 +176,7 @@ class Guard:
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
-                        return problem(400, "the body ended early", ""), receive
+                        return problem(400, "the body ended early", path), receive
                     size += len(message.get("body", b""))
                     if size > self._limit:
                         return too_large, receive
@@ -182,7 +184,7 @@ class Guard:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            return problem(408, f"the body took more than {BODY_SECONDS:g} s to arrive", ""), receive
+            return problem(408, f"the body took more than {BODY_SECONDS:g} s to arrive", path), receive
         body: list[Message] = [{"type": "http.request", "body": b"".join(chunks), "more_body": False}]
 
         async def replay() -> Message:

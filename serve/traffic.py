@@ -21,23 +21,18 @@ class Traffic:
 
     def __init__(self, served: Served) -> None:
         self.served = served
-        self._named = {name: one for one in served.versions for name in (one.version, *one.names)}
         self._outcomes = {one.version: Outcomes() for one in served.versions}
         self._draw = random.Random()  # noqa: S311 (no secret)
 
     @property
     def champion(self) -> Version:
         """The version that callers get by default."""
-        return self.served.versions[0]
+        return self.served.champion
 
     @property
     def names(self) -> list[str]:
         """What callers may ask for."""
-        return [self.served.name, *self._named]
-
-    def named(self, name: str) -> Version | None:
-        """The version that a name stands for."""
-        return self._named.get(name)
+        return [self.served.name, self.served.alias, *(one.version for one in self.served.versions)]
 
     def choose(self, key: str = "") -> Version:
         """A version for a caller: by weighted rendezvous, so that shares are exact, a key sticks to its version, and a
@@ -72,7 +67,7 @@ class Traffic:
                 "id": one.version,
                 "object": "model",
                 "owned_by": "rankstill",
-                "names": list(one.names),
+                "names": [self.served.alias] if one is self.champion else [],
                 "weight": one.weight,
                 "shadow": one.shadow,
                 "taken_out": self.taken_out(one),

@@ -214,6 +214,9 @@ def test_a_body_over_the_limit_is_refused(declared):
     answer = ask(app, headers=bearer(RANK), content=content)
     assert answer.status_code == 413
     assert "1000 bytes" in answer.json()["message"]
+    tei = ask(app, "/rerank", headers=bearer(RANK), content=content if declared else chunks())
+    assert (tei.status_code, tei.json()["error_type"]) == (413, "Validation")
+    assert tei.json()["error"] == answer.json()["message"]
     assert ask(app, headers=bearer(RANK), content=b"x" * 1000).json()["body"] == 1000
 
 
@@ -248,6 +251,8 @@ def test_identity_and_trace_pass_through():
     assert answer.headers["traceparent"] == trace["traceparent"]
     mine = ask(guarded()[0], headers={**bearer(RANK), "x-request-id": "mine-7"})
     assert mine.json()["request_id"] == "mine-7"
+    twice = [*bearer(RANK).items(), ("x-request-id", "first"), ("x-request-id", "second")]
+    assert ask(guarded()[0], headers=twice).json()["request_id"] == "first"
     odd = ask(guarded()[0], headers={**bearer(RANK), "x-request-id": "a b"})
     assert len(odd.json()["request_id"]) == 32
 

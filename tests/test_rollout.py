@@ -1,6 +1,7 @@
 """A challenger's way, with a real log and a real registry of artifacts, before an endpoint that keeps its word."""
 
 import json
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -8,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from builders import tiny_cross_encoder
 
+import jobs.deploy
+from rankstill import serving
 from rankstill.configfile import load_config
 from rankstill.errors import ConfigError, RunError
 from rankstill.event_log import EventLog
@@ -61,6 +64,9 @@ class Front:
         if self.served.find(version.version) is None:
             self.served = self.served.joined(version)
         self.served = self.served.promoted(version.version, 1.0)
+
+    def serves(self, name):
+        return name == "shop"
 
     def drain(self, version):
         self.served = self.served.without(version)
@@ -245,6 +251,55 @@ def test_one_that_somebody_drained_is_given_up(made, front, registry):
     shadowed(rollout, loop, front, registry)
     front.drain("shop/2")
     assert rollout.step().decisions[-1].why == "somebody drained it"
+
+
+def test_an_order_from_before_is_not_for_this_one(made, front, registry):
+    rollout, loop, _ = made
+    loop.want(order="promote")
+    rollout.begin(registry.resolve("shop/2", "test"))
+    assert (rollout.step().phase, front.served.champion.version) == ("shadow", "shop/1")
+
+
+def test_one_that_is_paused_is_told_so_once(made, front, registry):
+    rollout, loop, told = made[0], made[1], []
+    rollout._say = lambda *_, **more: told.append(more["state"])
+    loop.want(paused=True)
+    rollout.begin(registry.resolve("shop/2", "test"))
+    looks = iter([None, None, {"paused": False}, None, {"order": "rollback"}])
+    rollout._wanted = CONFIG.refresh.canary.model_copy(update={"poll": 0.01})
+    rollout.see_through(lambda: loop.want(**(next(looks) or {})))
+    assert told == ["begun", "paused", "shadow", "resumed", "withdrawn"]
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_the_command_withdraws_what_nobody_tries_any_more(made, front, registry, monkeypatch, capsys, placed):
+    """Also where it is paused, or wasn't yet served."""
+    rollout, loop, _ = made
+    rollout.begin(registry.resolve("shop/2", "test"))
+    if placed:
+        rollout.step()
+    loop.want(paused=True)
+    monkeypatch.setattr(serving, "running_endpoint", lambda _: front)
+    monkeypatch.setattr("rankstill.registry.open_registry", lambda *_: registry)
+    monkeypatch.setattr(sys, "argv", ["deploy", "drain", "shop/2", f"storage.root={loop._folder.parent}"])
+    jobs.deploy.main()
+    assert loop.state.trial is None
+    assert front.served.find("shop/2") is None
+    assert "shop/2 was withdrawn: somebody said so" in capsys.readouterr().out
+
+
+def test_the_command_leaves_it_to_who_tries_it(made, front, registry, monkeypatch, capsys):
+    rollout, loop, _ = made
+    rollout.begin(registry.resolve("shop/2", "test"))
+    rollout.step()
+    monkeypatch.setattr(serving, "running_endpoint", lambda _: front)
+    monkeypatch.setattr("rankstill.registry.open_registry", lambda *_: registry)
+    monkeypatch.setattr(sys, "argv", ["deploy", "drain", "shop/2", f"storage.root={loop._folder.parent}"])
+    with loop.alone():
+        jobs.deploy.main()
+        assert "which withdraws it at its next step" in capsys.readouterr().out
+        assert rollout.step().decisions[-1].what == "withdrawn"
+    assert front.served.find("shop/2") is None
 
 
 def test_one_that_somebody_promoted_is_champion(made, front, registry):

@@ -206,7 +206,7 @@ def test_health_readiness_and_models(url):
     model, teacher = httpx.get(f"{url}/v1/models").json()["data"]
     assert (teacher["id"], teacher["reference"], teacher["weight"]) == ("teacher", True, 0.0)
     assert (model["id"], model["weight"], model["taken_out"]) == ("shop/1", 1.0, False)
-    assert "shop@champion" in model["names"]
+    assert (model["names"], teacher["names"]) == (["shop@champion"], [])
 
 
 def test_who_takes_requests_tells_others_nothing(url):
@@ -540,6 +540,9 @@ def test_versions_come_share_and_go_without_a_lost_request(url, serving, root):
         assert set(seen()) == {"shop/1", "shop/2"}
         by_caller = {pair for pair in answers if pair[0] < 40}
         assert len(by_caller) == 40, "a caller stays with its version"
+        callers = [f"caller {number}" for number in range(20)]
+        assert {rerank(url, model="shop/1", user=one).json()["model"] for one in callers} == {"shop/1"}
+        assert {rerank(url, model="shop@champion", user=one).json()["model"] for one in callers} == {"shop/1", "shop/2"}
         named = {"query": QUERY, "documents": DOCUMENTS, "model": "shop/2"}
         assert httpx.post(f"{url}/v1/rerank", json=named, timeout=30).json()["model"] == "shop/2"
         endpoint.promote(version, window=3600)
@@ -647,16 +650,17 @@ def test_items_are_scored_from_an_index_that_changes(url, root):
         return append_items(index, missing, [ItemEncoder(late).encode(missing["text"].to_list())])
 
     index = add(index, "red", "blue")
-    arguments = BuildArguments(model="shop/2", root=str(root), replicas=1, index=str(root / "index"))
+    arguments = BuildArguments(model="shop/2", root=str(root), replicas=1, index=str(root / "index"), swap_rate=1.0)
     serve.run(build(arguments), name=APP)
     documents = [{"id": "red"}, "steel lamp", {"id": "blue", "title": "not looked at"}, {"id": "new", "title": "bit"}]
-    answer = rerank(url, documents=documents).json()
+    by_name = {"documents": documents, "model": "shop/2"}  # or neighbours would be swapped
+    answer = rerank(url, **by_name).json()
     known = KnownItemScorer(ItemEncoder(late), index).score("red drill", ["red", "blue"])
     texts = student.scorer().score(["red drill"] * 2, ["steel lamp", "bit"])
     expected = relevance(np.array([known[0], texts[0], known[1], texts[1]]))
     found = {one["index"]: one["relevance_score"] for one in answer["results"]}
     assert [found[place] for place in range(4)] == pytest.approx(expected.tolist(), abs=1e-3)
-    again = {one["index"]: one["relevance_score"] for one in rerank(url, documents=documents).json()["results"]}
+    again = {one["index"]: one["relevance_score"] for one in rerank(url, **by_name).json()["results"]}
     assert again == pytest.approx(found, abs=1e-3), "from the cache"
     assert rerank(url, documents=[{"id": "green"}]).status_code == 422
     add(index, "green")

@@ -51,8 +51,8 @@ def test_a_growing_share_moves_nobody_back():
 def test_no_weight_is_no_traffic_but_the_name_still_finds_it():
     both = served(1, 0)
     assert counted(both, KEYS[:500]) == {"shop/0": 500}
-    assert both.named("shop/1").version == "shop/1"
-    assert both.named("shop/7") is None
+    assert both.served.find("shop/1").version == "shop/1"
+    assert both.served.find("shop/7") is None
 
 
 def test_shadows_get_copies_of_the_others_requests_only():
@@ -66,7 +66,7 @@ def test_a_version_that_fails_is_taken_out_and_tried_again(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(traffic.time, "monotonic", lambda: now[0])
     both = served(50, 50)
-    sick = both.named("shop/1")
+    sick = both.served.find("shop/1")
     for number in range(40):
         both.tell(sick, well=number % 10 != 0)  # a tenth fails: that may be
         both.tell(both.champion, well=True)

@@ -56,6 +56,7 @@ class Rollout:
         after = self._log.impressions.last(), self._log.events.last()
         trial = Trial(champion=champion, challenger=str(version), begun=datetime.now(UTC), after=after)
         self._counts()  # which can be reached
+        self._loop.want(order=None)  # one that is still there was for something else
         self._say("canary", state="begun", challenger=str(version), champion=champion)
         return self._loop.write(self._loop.state.model_copy(update={"phase": "shadow", "trial": trial}))
 
@@ -85,7 +86,11 @@ class Rollout:
 
     def see_through(self, after: Callable[[], None] = lambda: None) -> None:
         """Go on until what is tried is promoted or withdrawn; `after` each step, that is called."""
-        while self.step().trial:
+        paused = False
+        while trial := self.step().trial:
+            if self._loop.control.paused != paused:
+                paused = not paused
+                self._say("canary", state="paused" if paused else "resumed", challenger=trial.challenger)
             after()
             time.sleep(self._wanted.poll)
 

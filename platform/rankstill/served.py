@@ -14,8 +14,6 @@ class Version(BaseModel):
     """Its name, such as shop/3."""
     app: str = ""
     """Serve application that holds it; empty is the ingress's own."""
-    names: tuple[str, ...] = ()
-    """Other names that stand for it, such as shop@champion."""
     fields: tuple[str, ...]
     """Item fields that make up an item's text."""
     weight: float = Field(default=1.0, ge=0)
@@ -38,6 +36,16 @@ class Served(BaseModel):
     versions: tuple[Version, ...] = Field(min_length=1)
     """The champion first."""
 
+    @property
+    def champion(self) -> Version:
+        """The version that callers get by default."""
+        return self.versions[0]
+
+    @property
+    def alias(self) -> str:
+        """What stands for the champion, such as shop@champion."""
+        return f"{self.name}@champion"
+
     @model_validator(mode="after")
     def _somebody_answers(self) -> "Served":
         if not any(one.weight for one in self.versions):
@@ -48,7 +56,9 @@ class Served(BaseModel):
 
     def find(self, name: str) -> Version | None:
         """The version of this name."""
-        return next((one for one in self.versions if name in (one.version, *one.names)), None)
+        if name == self.alias:
+            return self.champion
+        return next((one for one in self.versions if one.version == name), None)
 
     def joined(self, version: Version) -> "Served":
         """With a version beside the others, or in place of itself as it was."""
@@ -61,16 +71,11 @@ class Served(BaseModel):
         """With a version as champion, which gets all traffic; the one before stays warm without any."""
         chosen = self.servable(version)
         aside = [
-            one
-            if one.reference
-            else one.model_copy(
-                update={"weight": 0.0, "idle_since": one.idle_since or now, "names": _without(one, self.name)}
-            )
+            one if one.reference else one.model_copy(update={"weight": 0.0, "idle_since": one.idle_since or now})
             for one in self.versions
             if one is not chosen
         ]
-        names = (*_without(chosen, self.name), f"{self.name}@champion")
-        champion = chosen.model_copy(update={"weight": 1.0, "shadow": 0.0, "idle_since": 0.0, "names": names})
+        champion = chosen.model_copy(update={"weight": 1.0, "shadow": 0.0, "idle_since": 0.0})
         return Served(name=self.name, versions=(champion, *aside))
 
     def shared(self, version: str, share: float) -> "Served":
@@ -131,8 +136,3 @@ class Served(BaseModel):
             names = ", ".join(repr(one.version) for one in self.versions)
             raise ConfigError(f"{version!r} is not served; the endpoint has {names}")
         return found
-
-
-def _without(version: Version, name: str) -> tuple[str, ...]:
-    """Its names, but for the champion's."""
-    return tuple(one for one in version.names if one != f"{name}@champion")
