@@ -31,8 +31,10 @@ from rankstill.registry import find_version
 from rankstill.served import Served, Version
 from rankstill.serving import APP, INGRESS, Serving, app_of, with_served
 from serve.asking import RANKER
+from serve.catalogue import read_catalogue
 from serve.endpoint import EndpointSettings
 from serve.environment import inner_host, serve_environment
+from serve.guard import check_access_log
 from serve.ingress import Ingress, make_api
 from serve.keys import read_keys
 from serve.recorder import Recorder
@@ -151,8 +153,10 @@ def whole_config(arguments: BuildArguments) -> dict[str, Any]:
         InputError: a model, an item index or a file of keys that can't be used.
     """
     found = find(arguments)
-    endpoint_settings(arguments, found)
+    settings = endpoint_settings(arguments, found)
     item_index(arguments, found.artifact)
+    if settings.catalogue:
+        read_catalogue(settings.catalogue, settings.fields)
     app, given = app_of(found.version), arguments.model_dump(mode="json")
     front = {"name": APP, "route_prefix": "/", "import_path": "serve.app:ingress", "args": given}
     model = found.version if found.registered else arguments.model
@@ -186,10 +190,12 @@ def endpoint_settings(arguments: BuildArguments, found: Found) -> EndpointSettin
     """What the ingress is told.
 
     Raises:
-        ConfigError: a file of keys that can't be read.
+        ConfigError: a file of keys that can't be read, or an access log that can't be written.
     """
-    keys = absolute(arguments.keys)
+    keys, access_log = absolute(arguments.keys), absolute(arguments.access_log)
     read_keys(keys)
+    if access_log:
+        check_access_log(access_log)
     return EndpointSettings(
         max_documents=arguments.max_documents,
         max_body_bytes=arguments.max_body_bytes,
@@ -199,7 +205,7 @@ def endpoint_settings(arguments: BuildArguments, found: Found) -> EndpointSettin
         kept=Kept(arguments.impressions, arguments.queries, arguments.hide),
         swap_rate=arguments.swap_rate,
         open=arguments.open,
-        access_log=absolute(arguments.access_log),
+        access_log=access_log,
         catalogue=arguments.catalogue,
         root=absolute(arguments.root),
         fields=tuple(found.artifact.fields),
@@ -277,10 +283,10 @@ def main() -> None:
     settings = config.serve
     require_free(settings.host, settings.port)
     root, feedback = str(config.storage.folder), config.storage.feedback
-    EventLog(config.storage.feedback_log)  # before replicas fail on it
     inner = {"host": inner_host(settings.host)}
     listening: dict[str, Any] = settings.model_dump() | inner
     given = whole_config(BuildArguments(model=arguments.model, root=root, feedback=feedback, **listening))
+    EventLog(config.storage.feedback_log)  # before replicas fail on it
     stop = threading.Event()
     with Reporter() as reporter, serve_environment(settings.host) as environment:
         reporter.event("serve", state="starting", model=arguments.model)

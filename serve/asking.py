@@ -27,6 +27,7 @@ from serve.watch import Watch
 RANKER = "Ranker"
 """Deployment of a version's application that scores."""
 READY_SECONDS = 2.0
+"""Within which a ranker that is ready says so, or at least something to somebody."""
 GREETINGS, GREET_SECONDS = 16, 30.0
 MOST_COPIES = 32
 """Copies under way at a time; where there are more, no further ones are made."""
@@ -42,6 +43,8 @@ class Rankers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies = 0
         self._rooms: defaultdict[str, Room] = defaultdict(lambda: Room(longest_wait))
+        self._heard: dict[str, float] = {}
+        """When each version's rankers last said anything."""
 
     def know(self, versions: Iterable[Version]) -> None:
         """Have handles to these versions' rankers, which are greeted, so that no request is the first."""
@@ -94,13 +97,13 @@ class Rankers:
                 observed.rankings.labels(name, "overloaded").inc()
                 raise HTTPException(429, "queues are full; try again later", headers=retry_after(1)) from error
             except TimeoutError as error:
+                if request.seconds >= READY_SECONDS and self._heard.get(name, 0.0) < began:  # nobody is there
+                    raise self._failed(version, traffic) from error
                 observed.rankings.labels(name, "late").inc()
                 raise HTTPException(504, "the time for this request is over; allow more, or send less") from error
             except Exception as error:
-                observed.rankings.labels(name, "failed").inc()
-                traffic.tell(version, well=False)
-                self._watch.failed(name)
-                raise HTTPException(503, "no ranker replica could answer; try again shortly") from error
+                raise self._failed(version, traffic) from error
+        self._heard[name] = time.monotonic()
         if isinstance(found, Refusal):
             if found.reason == "overloaded" and found.seconds < request.seconds:  # not for its own haste
                 room.refused(ahead, found)
@@ -148,6 +151,12 @@ class Rankers:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _failed(self, version: Version, traffic: Traffic) -> HTTPException:
+        self._observed.rankings.labels(version.version, "failed").inc()
+        traffic.tell(version, well=False)
+        self._watch.failed(version.version)
+        return HTTPException(503, "no ranker replica could answer; try again shortly")
 
     def _refused(self, name: str, refusal: Refusal) -> HTTPException:
         self._observed.rankings.labels(name, refusal.reason).inc()

@@ -72,6 +72,16 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+_HEADERS: list[dict[str, Any]] = [
+    {"name": name, "in": "header", "schema": schema, "description": text}
+    for name, schema, text in (
+        ("x-timeout-ms", {"type": "integer", "minimum": 1}, "Milliseconds within which the answer is of use."),
+        ("x-user", {"type": "string"}, "Who asks, where the body doesn't say; stays with a version."),
+        ("x-model-version", {"type": "string"}, "The version that is to answer; for admins."),
+    )
+]
+"""What rankings may have in their headers."""
+
 
 @dataclass(frozen=True)
 class EndpointSettings:
@@ -127,13 +137,14 @@ class Endpoint:
         api = FastAPIOffline(
             "/docs", None, title="rankstill", description="Reranks products for a query.", version="1", static_url=DOCS
         )
-        answer: dict[str, Any] = {"response_model": RerankAnswer, "responses": _PROBLEMS}
+        heard = {"parameters": _HEADERS}
+        answer: dict[str, Any] = {"response_model": RerankAnswer, "responses": _PROBLEMS, "openapi_extra": heard}
         api.post("/v1/rerank", **answer)(self.rerank_v1)
         api.post("/v2/rerank", **answer)(self.rerank_v2)
         bodies = {
             "schema": {"anyOf": [{"$ref": f"#/components/schemas/{one.__name__}"} for one in (RerankV1, RerankTei)]}
         }
-        extra = {"requestBody": {"content": {JSON: bodies}, "required": True}}
+        extra = {"requestBody": {"content": {JSON: bodies}, "required": True}, **heard}
         api.post("/rerank", responses=_PROBLEMS, openapi_extra=extra)(self.rerank)
         api.post("/v1/feedback", response_model=FeedbackAnswer, responses=_PROBLEMS)(self.feedback)
         api.get("/v1/models")(self.models)

@@ -18,6 +18,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rankstill.config import is_loopback
+from rankstill.errors import ConfigError
+from rankstill.storage import make_parent
 from rankstill.text import encodable
 from serve.gate import Gate
 from serve.keys import ANYONE, Key, Keys, Role
@@ -191,6 +193,22 @@ class Guard:
             return body.pop() if body else await receive()
 
         return None, replay
+
+
+def check_access_log(path: str) -> None:
+    """See that the access log can be written.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    make_parent(Path(path), "serve.access_log")
+    try:
+        with Path(path).open("a"):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"serve.access_log={path!r} can't be written ({error.strerror}); give a file that can"
+        ) from error
 
 
 def write_access_log(path: str) -> None:

@@ -56,6 +56,10 @@ def edit_manifest(folder, change) -> None:
     path.write_text(json.dumps(manifest))
 
 
+def test_whoever_may_read_the_manifest_may_read_every_file(exported):
+    assert len({path.stat().st_mode for path in exported.folder.iterdir()}) == 1
+
+
 def test_what_is_exported_loads(exported):
     loaded = load_artifact(exported.folder)
     assert loaded == exported

@@ -5,8 +5,10 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -48,27 +50,55 @@ def test_only_haproxy_listens_where_others_reach_it(tmp_path, host):
     assert binds == ["127.0.0.1:9101", f"{host}:8000", "127.0.0.1:8404"]
 
 
-BEHIND = """defaults
+FRONT = """defaults
     mode http
     timeout connect 5s
     timeout client 5s
     timeout server 5s
+    errorfile 502 {errors}
+    errorfile 503 {errors}
+    errorfile 504 {errors}
 frontend http_frontend
     bind 127.0.0.1:{front}
-    use_backend http-rankstill
+"""
+BEHIND = """    use_backend http-rankstill
 backend http-rankstill
     server one 127.0.0.1:{back}
 """
+NOTHING = """    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain string "not found"
+"""
+
+
+def free_ports() -> tuple[int, int]:
+    with ExitStack() as stack:
+        front, back = (stack.enter_context(socket.socket()) for _ in range(2))
+        for one in (front, back):
+            one.bind(("127.0.0.1", 0))
+        return front.getsockname()[1], back.getsockname()[1]
+
+
+@contextmanager
+def started(folder: Path, config: str, port: int) -> Iterator[None]:
+    """HAProxy as Serve starts it."""
+    errors, file = folder / "500.http", folder / "haproxy.cfg"
+    errors.write_text("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+    file.write_text(config.format(errors=errors))
+    with serve_environment() as environment:
+        process = subprocess.Popen([WRAPPER, "-db", "-f", file], env=os.environ | environment)
+        try:
+            wait_until(lambda: socket.create_connection(("127.0.0.1", port), 1).close() is None)
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture
 def haproxy(tmp_path):
     """HAProxy before a server that answers rankings when it is told to; its port, that event, what the server got."""
-    with ExitStack() as stack:
-        front, back = (stack.enter_context(socket.socket()) for _ in range(2))
-        for one in (front, back):
-            one.bind(("127.0.0.1", 0))
-        port, behind = (one.getsockname()[1] for one in (front, back))
+    port, behind = free_ports()
     seen: list[email.message.Message] = []
     answer = threading.Event()
 
@@ -86,21 +116,16 @@ def haproxy(tmp_path):
         def log_message(self, format, *args):  # noqa: A002 (its name)
             pass
 
-    config = tmp_path / "haproxy.cfg"
-    config.write_text(BEHIND.format(front=port, back=behind))
+    config = FRONT.replace("{front}", str(port)) + BEHIND.format(back=behind)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", behind), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with serve_environment() as environment:
-        process = subprocess.Popen([WRAPPER, "-db", "-f", config], env=os.environ | environment)
-        try:
-            wait_until(lambda: socket.create_connection(("127.0.0.1", port), 1).close() is None)
+    try:
+        with started(tmp_path, config, port):
             yield port, answer, seen
-        finally:
-            answer.set()
-            process.kill()
-            process.wait()
-            server.shutdown()
-            server.server_close()
+    finally:
+        answer.set()
+        server.shutdown()
+        server.server_close()
 
 
 def wait_until(come, seconds: float = 10.0) -> None:
@@ -149,6 +174,16 @@ def test_haproxy_takes_away_what_serve_would_read(haproxy):
     assert not taken.keys() & {name.lower() for name in seen[0]}
     assert abs(int(seen[0]["x-received"]) / 1e6 - time.time()) < 60
     assert not {"x-request-id", "traceparent"} & {name.lower() for name in seen[1]}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["nobody listens", "nothing is served yet"])
+def test_where_nobody_is_there_haproxy_says_so(tmp_path, known):
+    port, behind = free_ports()
+    config = FRONT.replace("{front}", str(port)) + (BEHIND.format(back=behind) if known else NOTHING)
+    with started(tmp_path, config, port):
+        answer = httpx.post(f"http://127.0.0.1:{port}/rerank", timeout=30)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"] == answer.json()["message"] == "nobody is ready to answer; try again shortly"
 
 
 def test_behind_haproxy_nothing_else_need_be_reached(monkeypatch):

@@ -115,7 +115,10 @@ class Artifact:
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> Artifact:
-    """Make a folder of model files an artifact: write its manifest, with versions and the hash of every file."""
+    """Make a folder of model files an artifact: write its manifest, with versions and the hash of every file.
+
+    Whoever may read the manifest may read every file; safetensors makes its own for their owner alone.
+    """
     files = {
         path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
@@ -124,6 +127,8 @@ def seal(folder: Path, manifest: dict[str, Any]) -> Artifact:
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "onnxruntime")}
     manifest = {**manifest, "versions": versions, "python": platform.python_version(), "files": files}
     write_json(folder / MANIFEST, manifest)
+    for name in files:
+        (folder / name).chmod((folder / MANIFEST).stat().st_mode)
     return Artifact(folder, manifest)
 
 
