@@ -100,5 +100,6 @@ async def on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers) if error.headers else None
     if error.detail == "There was an error parsing the body":  # FastAPI's, where it isn't JSON's syntax
-        return problem(422, "body: no JSON that can be read; send UTF-8, not nested too deeply, no number of thousands of digits", request.url.path)
+        what = "body: no JSON that can be read; send UTF-8, not nested too deeply, no number of thousands of digits"
+        return problem(422, what, request.url.path)
     return problem(error.status_code, str(error.detail), request.url.path, headers)

@@ -28,7 +28,7 @@ from rankstill.configfile import load_config
 from rankstill.cross_encoder import CrossEncoder
 from rankstill.curve import curve
 from rankstill.encoders import random_model, random_tokenizer
-from rankstill.errors import AddressError, ModelError
+from rankstill.errors import AddressError, InputError, ModelError, RunError
 from rankstill.event_log import EventLog
 from rankstill.exporting import export_artifact
 from rankstill.item_index import (
@@ -45,7 +45,7 @@ from rankstill.model_config import RandomModel, Student
 from rankstill.registry import Registry
 from rankstill.rollout import Rollout
 from rankstill.served import Version
-from rankstill.serving import APP, Endpoint, Serving, with_traffic
+from rankstill.serving import APP, Endpoint, Serving, with_traffic, with_version
 from rankstill.students import make_student
 from serve.app import BuildArguments, build, require_free, whole_config
 from serve.asking import RANKER
@@ -219,6 +219,16 @@ def test_who_takes_requests_tells_others_nothing(url):
     assert len({one.port for one in listening}) == 3
 
 
+def test_why_an_application_fails_is_told(url, serving):
+    config = serving.config()
+    version = Version(version="shop/9", app="shop-9", fields=("title",), weight=0.0)
+    with pytest.raises(RunError, match=r"'shop-9' is DEPLOY_FAILED: \w+Error: .*'shop/9'.*; ") as told:
+        serving.deploy(with_version(config, version, "shop/9"))
+    assert "Traceback" not in str(told.value)
+    serving.deploy(config)
+    assert rerank(url).status_code == 200
+
+
 def test_an_ingress_may_start_before_its_versions(url, serving):
     config, served = serving.config(), serving.served()
     serving.deploy(
@@ -263,6 +273,20 @@ def test_a_port_in_use_is_refused():
 def test_a_model_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ModelError, match="manifest"):
         build(BuildArguments(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"access_log": "/proc/none/access.log"}, r"serve\.access_log: '/proc/none/access.log' can't be written"),
+        ({"access_log": "/proc"}, r"serve\.access_log='/proc' can't be written \(Is a directory\)"),
+        ({"catalogue": "/proc/none.jsonl"}, r"serve\.catalogue.*/proc/none.jsonl"),
+        ({"keys": "/proc/none.yaml"}, r"serve\.keys='/proc/none.yaml' can't be read"),
+    ],
+)
+def test_files_that_can_not_be_used_are_named_before_the_start(artifact, given, says):
+    with pytest.raises(InputError, match=says):
+        whole_config(BuildArguments(model=str(artifact), **given))
 
 
 @pytest.mark.parametrize(

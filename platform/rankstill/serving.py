@@ -22,6 +22,10 @@ SETTLE_SECONDS = 0.8
 told of an ingress that Serve had counted out while it took the change; told in the middle of the next change, it would
 do without it for a while.
 """
+FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+"""States of applications and deployments that don't get better by themselves."""
+ERRORS = "rankstill.errors."
+"""What a line of ours in a traceback begins with."""
 FAILURES = (requests.RequestException, RuntimeError, AuthenticationError)
 """What the client raises where Serve doesn't answer, or says no."""
 Config = dict[str, Any]
@@ -90,9 +94,8 @@ class Serving:
             found = self.details()["applications"]
             states = {name: found.get(name, {"status": "NOT_STARTED"})["status"] for name in wanted}
             for name, state in states.items():
-                if state in ("DEPLOY_FAILED", "UNHEALTHY"):
-                    message = " ".join(str(found[name].get("message", "")).split())[-400:]
-                    raise RunError(f"Serve application {name!r} is {state}: {message}; see its log in the dashboard")
+                if state in FAILED:
+                    raise RunError(f"Serve application {name!r} is {state}: {_why(found[name])}")
             waits = ", ".join(sorted(name for name, state in states.items() if state != "RUNNING"))
             if not waits and not found.keys() - wanted:
                 return
@@ -102,6 +105,14 @@ class Serving:
             if time.monotonic() > end:
                 raise RunError(f"Serve applications {waits} are not running after {DEPLOY_SECONDS:g} s; see their logs")
             time.sleep(POLL_SECONDS)
+
+
+def _why(application: Mapping[str, Any]) -> str:
+    """Why an application failed: our own error, where that is in what Serve tells, else the end of that."""
+    said = [one["message"] for one in application["deployments"].values() if one["status"] in FAILED]
+    lines = [line.strip() for text in said or [str(application.get("message", ""))] for line in text.splitlines()]
+    ours = [line for line in lines if line.startswith(ERRORS)]
+    return ours[-1].removeprefix(ERRORS) if ours else " ".join(lines)[-400:]
 
 
 def with_traffic(config: Config, served: Served) -> Config:
