@@ -153,6 +153,8 @@ class Endpoint:
         api.post("/v1/loop", responses={code: _PROBLEMS[code] for code in (400, 403, 404, 422)})(loop.want)
         api.get("/healthz")(self.healthz)
         api.get("/readyz", responses={503: _PROBLEMS[503]})(self.readyz)
+        for path, route in (("/healthz", self.healthz), ("/readyz", self.readyz)):  # as some load balancers ask
+            api.head(path, include_in_schema=False)(route)
         api.get("/metrics", response_class=PlainTextResponse)(self.metrics)
         api.get("/v1/catalogue", responses={404: _PROBLEMS[404], 422: _PROBLEMS[422]})(self.catalogue)
         api.get("/", include_in_schema=False)(self.page)

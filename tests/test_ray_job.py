@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rankstill.artifacts import load_artifact
@@ -45,8 +46,11 @@ def job_cluster():
     process = subprocess.Popen(
         [*head, *ports, "--block"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    yield {**env, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    process.terminate()
+    env["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+    wait_until_jobs_are_taken(env)
+    yield env
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:  # Ray itself takes half a minute
+        one.kill()
     process.wait(60)
     shutil.rmtree(home, ignore_errors=True)
 
@@ -66,7 +70,6 @@ def wait_until_jobs_are_taken(env: dict[str, str]) -> None:
 
 
 def test_the_pipeline_runs_as_a_ray_job(job_cluster, tmp_path):
-    wait_until_jobs_are_taken(job_cluster)
     where = "import rankstill; print('library at', rankstill.__file__)"
     place = submit(job_cluster, sys.executable, "-c", where)
     # The uploaded copy is used and not one that happens to be installed.
@@ -80,7 +83,6 @@ def test_the_pipeline_runs_as_a_ray_job(job_cluster, tmp_path):
 
 
 def test_a_client_without_the_token_is_turned_away(job_cluster, tmp_path):
-    wait_until_jobs_are_taken(job_cluster)
     stranger = {**job_cluster, "HOME": str(tmp_path)}
     subprocess.run([RAY, "get-auth-token", "--generate"], env=stranger, check=True, capture_output=True)
     result = submit(stranger, "true")

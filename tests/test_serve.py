@@ -203,6 +203,7 @@ def test_v2_refuses_unknown_fields(url):
 def test_health_readiness_and_models(url):
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
     assert httpx.get(f"{url}/readyz").json() == {"status": "ready", "model": "shop/1"}
+    assert [httpx.head(f"{url}/{path}").status_code for path in ("healthz", "readyz")] == [200, 200]
     model, teacher = httpx.get(f"{url}/v1/models").json()["data"]
     assert (teacher["id"], teacher["reference"], teacher["weight"]) == ("teacher", True, 0.0)
     assert (model["id"], model["weight"], model["taken_out"]) == ("shop/1", 1.0, False)
