@@ -72,7 +72,6 @@ def main() -> None:
     if arguments.canary and (shares or action != "promote"):
         raise ConfigError("--canary goes with --model alone; write --model REF --canary")
     config = load_config(arguments.config or {"data": {"shop": {}}}, settings)
-    from rankstill.loop import Loop
     from rankstill.registry import open_registry
     from rankstill.rollout import described, make_champion
     from rankstill.serving import running_endpoint
@@ -88,22 +87,16 @@ def main() -> None:
     if arguments.canary:
         _see_through(registry, config, registry.resolve(arguments.model, "--model"))
         return
+    if action == "drain" and _withdrawn(registry, config, registry.resolve(names[0], "drain")):
+        return
     with Reporter() as reporter:
         endpoint = running_endpoint(lambda waits: reporter.event("deploy", state="waiting", applications=waits))
         if action == "list":
             _list(registry, endpoint, names)
         elif action == "drain":
             version = registry.resolve(names[0], "drain")
-            front, loop = _served_by(endpoint, version.name), Loop(root, version.name)
-            if loop.state.trial and loop.state.trial.challenger == str(version):
-                loop.want(order="rollback")
-                try:
-                    _see_through(registry, config, version, end=True)
-                except Held as holder:
-                    print(f"{version} is being tried by {holder}, which withdraws it at its next step")
-            else:
-                front.drain(str(version))
-                print(f"{version} is not served any more")
+            _served_by(endpoint, version.name).drain(str(version))
+            print(f"{version} is not served any more")
         elif shares:
             version = registry.resolve(arguments.model, "--model")
             _served_by(endpoint, version.name).share(described(version), shares, config.serve.rollback_window)
@@ -125,6 +118,22 @@ def _check_shares(shares: dict[str, float], action: str) -> None:
         most = 100 if name == "shadow" else 99
         if not 0 <= value <= most:
             raise ConfigError(f"--{name} is {value:g}; give percent, from 0 to {most}")
+
+
+def _withdrawn(registry: "Registry", config: "Config", version: "Version") -> bool:
+    """Withdraw a version, if it is what shoppers try; whether it was."""
+    from rankstill.loop import Loop
+
+    loop = Loop(config.storage.folder, version.name)
+    trial = loop.state.trial
+    if trial is None or trial.challenger != str(version):
+        return False
+    loop.want(order="rollback")
+    try:
+        _see_through(registry, config, version, end=True)
+    except Held as holder:
+        print(f"{version} is being tried by {holder}, which withdraws it at its next step")
+    return True
 
 
 class Held(Exception):  # noqa: N818 (no error)

@@ -71,8 +71,8 @@ class Keys:
 
     @property
     def asked_for(self) -> bool:
-        """Whether callers need one."""
-        return bool(self._keys)
+        """Whether callers need one; those of a file from which all keys were taken can't have it."""
+        return bool(self._keys or self._path)
 
     def find(self, presented: str) -> Key | None:
         """Whose key this is. It takes the same time whether it is nearly right or not at all."""
@@ -105,7 +105,7 @@ class Keys:
         if stamp != self._stamp:
             self._stamp = stamp
             try:
-                self._keys = _held(self._path)
+                self._keys = _listed(self._path)
             except ConfigError as error:
                 LOG.warning("%s; until then keys stay as they were", error)
 
@@ -124,15 +124,10 @@ def read_keys(path: str) -> Keys:
     if not path:
         return Keys(())
     stamp = _stamp(path)
-    return Keys(_held(path), path, stamp)
-
-
-def _held(path: str) -> tuple[Key, ...]:
-    """The keys of a file, one at least."""
     keys = _listed(path)
     if not keys:
         raise ConfigError(f"serve.keys={path!r} has no key; add one with python -m serve.keys, or unset it")
-    return keys
+    return Keys(keys, path, stamp)
 
 
 def _listed(path: str) -> tuple[Key, ...]:

@@ -48,7 +48,7 @@ def test_a_changed_file_is_read_again_and_a_broken_one_is_not(tmp_path, monkeypa
     now[0] += 1
     assert known.find(second)
     assert known.wait(key) > 0, "what it had asked for is remembered"
-    path.write_text("keys: []")
+    path.write_text("keys: [{name: first}]")
     now[0] += 1
     assert known.find(first)
     only = yaml.safe_dump({"keys": [{"name": "second", "sha256": hash_of(second)}]})
@@ -59,6 +59,10 @@ def test_a_changed_file_is_read_again_and_a_broken_one_is_not(tmp_path, monkeypa
     path.unlink()
     now[0] += 1
     assert known.find(second)
+    path.write_text("keys: []")
+    now[0] += 1
+    assert known.find(second) is None
+    assert known.asked_for, "or anyone could come in"
 
 
 def test_a_key_is_added_to_an_empty_list(tmp_path):

@@ -110,7 +110,8 @@ class Serving:
 def _why(application: Mapping[str, Any]) -> str:
     """Why an application failed: our own error, where that is in what Serve tells, else the end of that."""
     said = [one["message"] for one in application["deployments"].values() if one["status"] in FAILED]
-    lines = [line.strip() for text in said or [str(application.get("message", ""))] for line in text.splitlines()]
+    text = "\n".join(said).strip() or str(application.get("message", ""))
+    lines = [line.strip() for line in text.splitlines()]
     ours = [line for line in lines if line.startswith(ERRORS)]
     return ours[-1].removeprefix(ERRORS) if ours else " ".join(lines)[-400:]
 
