@@ -68,16 +68,15 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         422: "An unknown or mistyped field.",
         429: "Queues are full; try again after Retry-After seconds.",
         503: "No replica is ready.",
-        504: "The time that the caller allowed is over.",
+        504: "The time that the caller allowed, by the header x-timeout-ms in milliseconds, is over.",
     }.items()
 }
 
 _HEADERS: list[dict[str, Any]] = [
-    {"name": name, "in": "header", "schema": schema, "description": text}
-    for name, schema, text in (
-        ("x-timeout-ms", {"type": "integer", "minimum": 1}, "Milliseconds within which the answer is of use."),
-        ("x-user", {"type": "string"}, "Who asks, where the body doesn't say; stays with a version."),
-        ("x-model-version", {"type": "string"}, "The version that is to answer; for admins."),
+    {"name": name, "in": "header", "schema": {"type": "string"}, "description": text}
+    for name, text in (
+        ("x-user", "Who asks, where the body doesn't say; stays with a version."),
+        ("x-model-version", "The version that is to answer; for admins."),
     )
 ]
 """What rankings may have in their headers."""
