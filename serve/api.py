@@ -4,7 +4,7 @@ import math
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from rankstill.text import MOST_POSITION, in_utc
 
@@ -12,32 +12,44 @@ Document = str | dict[str, Any]
 """A text, or an object of item fields; `id` is that of an item whose vectors may be known ahead."""
 
 
+def _whole(value: Any) -> Any:
+    """3 for 3.0, as JSON doesn't tell them apart."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+# What is empty is answered 400, not 422 as what has another type.
+Query = Annotated[str, Field(json_schema_extra={"minLength": 1})]
+NOT_EMPTY = Field(json_schema_extra={"minItems": 1})
+
+
 class RerankV1(BaseModel):
     """`POST /v1/rerank`. Fields that it doesn't know are ignored, as clients of several vendors send their own."""
 
     model_config = ConfigDict(
+        strict=True,
         json_schema_extra={
             "example": {
                 "query": "cordless drill 18v",
                 "documents": ["Bolt 18V cordless drill driver", "Drill bit set, 20 pieces"],
                 "top_n": 1,
             }
-        }
+        },
     )
 
     model: str | None = None
-    """Name of the model; any name of the served one, or nothing."""
-    query: str
+    """Name of the model, or of a version that is to answer; or nothing."""
+    query: Query
     """What the shopper typed."""
-    documents: list[Document]
+    documents: Annotated[list[Document], NOT_EMPTY]
     """Candidates, in any order."""
-    top_n: Annotated[int, Field(ge=1)] | None = None
+    top_n: Annotated[int, Field(ge=1), WHOLE] | None = None
     """How many results to return; all where absent."""
     return_documents: bool = False
     """Whether each result repeats its document."""
     rank_fields: list[str] | None = None
     """Fields of object documents that make up their text; "text" or the student's own fields where absent."""
-    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
+    max_tokens_per_doc: Annotated[int, Field(ge=1), WHOLE] | None = None
     """Tokens of a document that count; the student's own limit holds too."""
     user: str | None = None
     """Who asks; the same one gets the same version of the model."""
@@ -46,28 +58,30 @@ class RerankV1(BaseModel):
 class RerankV2(BaseModel):
     """`POST /v2/rerank`. Unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
     """Name of the model."""
-    query: str
+    query: Query
     """What the shopper typed."""
-    documents: list[str]
+    documents: Annotated[list[str], NOT_EMPTY]
     """Candidates, in any order."""
-    top_n: Annotated[int, Field(ge=1)] | None = None
+    top_n: Annotated[int, Field(ge=1), WHOLE] | None = None
     """How many results to return; all where absent."""
-    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
+    max_tokens_per_doc: Annotated[int, Field(ge=1), WHOLE] | None = None
     """Tokens of a document that count; the student's own limit holds too."""
-    priority: int = 0
+    priority: Annotated[int, WHOLE] = 0
     """Accepted, and without effect."""
 
 
 class RerankTei(BaseModel):
     """`POST /rerank` with `texts`: Hugging Face's text-embeddings-inference."""
 
-    query: str
+    model_config = ConfigDict(strict=True)
+
+    query: Query
     """What the shopper typed."""
-    texts: list[str]
+    texts: Annotated[list[str], NOT_EMPTY]
     """Candidates, in any order."""
     raw_scores: bool = False
     """Whether scores are the model's own and not in [0, 1]."""
@@ -92,9 +106,9 @@ class Event(BaseModel):
     """Of the ranking that showed it."""
     query: Annotated[str, Field(max_length=10_000)] | None = None
     """What the shopper had typed, where there is no request_id."""
-    position: Annotated[int, Field(ge=0, le=MOST_POSITION)] | None = None
+    position: Annotated[int, Field(strict=True, ge=0, le=MOST_POSITION), WHOLE] | None = None
     """At which the item was shown, from 0."""
-    value: float | None = None
+    value: Annotated[float, Field(strict=True)] | None = None
     """Seconds of a dwell, price of a purchase."""
     user: Annotated[str, Field(max_length=200)] | None = None
     """Key of the shopper."""
@@ -140,7 +154,7 @@ class FeedbackAnswer(BaseModel):
 class LoopOrder(BaseModel):
     """`POST /v1/loop`: what is to change; what is absent stays."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     paused: bool = False
     """Whether nothing new is begun, and what is tried stays as it is."""

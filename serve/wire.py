@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from rankstill.text import encodable, render_item
 from serve.api import Document, Event, Feedback
@@ -99,6 +100,11 @@ async def on_problem(request: Request, error: Exception) -> Response:
     """What a route refused."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers) if error.headers else None
+    if error.status_code == 405:  # Starlette names the methods of the first route of the path alone
+        routes = [one for one in request.app.routes if one.matches(request.scope)[0] is not Match.NONE]
+        headers = {
+            "Allow": ", ".join(sorted({method for one in routes for method in getattr(one, "methods", ("GET",))}))
+        }
     if error.detail == "There was an error parsing the body":  # FastAPI's, where it isn't JSON's syntax
         what = "body: no JSON that can be read; send UTF-8, not nested too deeply, no number of thousands of digits"
         return problem(422, what, request.url.path)

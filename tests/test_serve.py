@@ -144,6 +144,7 @@ def test_ranking_is_the_students(url, artifact):
 def test_top_n_and_documents(url):
     everything = rerank(url).json()["results"]
     answer = rerank(url, top_n=2, return_documents=True).json()["results"]
+    assert rerank(url, top_n=2.0, return_documents=True).json()["results"] == answer
     assert [r["index"] for r in answer] == [r["index"] for r in everything[:2]]
     assert [r["document"]["text"] for r in answer] == [DOCUMENTS[r["index"]] for r in answer]
 
@@ -173,6 +174,9 @@ def test_long_documents_are_truncated_and_counted(url):
         ({"documents": ["x" * 30_000]}, 413, "bytes"),
         ({"model": "other"}, 404, "other"),
         ({"top_n": 0}, 422, "top_n"),
+        ({"top_n": True}, 422, "top_n"),
+        ({"top_n": "1"}, 422, "top_n"),
+        ({"return_documents": 0}, 422, "return_documents"),
         ({"documents": [3]}, 422, "documents"),
         ({"query": None}, 422, "query"),
     ],
@@ -198,6 +202,15 @@ def test_v2_refuses_unknown_fields(url):
     body = {"model": "shop", "query": QUERY, "documents": DOCUMENTS}
     assert httpx.post(f"{url}/v2/rerank", json=body, timeout=30).status_code == 200
     assert httpx.post(f"{url}/v2/rerank", json={**body, "colour": 1}, timeout=30).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/v1/loop", "GET, POST"), ("/healthz", "GET, HEAD"), ("/v1/rerank", "POST"), ("/docs/files/x.js", "GET")],
+)
+def test_what_a_path_takes_is_told(url, path, methods):
+    answer = httpx.delete(f"{url}{path}")
+    assert (answer.status_code, answer.headers["allow"]) == (405, methods)
 
 
 def test_health_readiness_and_models(url):
