@@ -100,11 +100,10 @@ async def on_problem(request: Request, error: Exception) -> Response:
     """What a route refused."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers) if error.headers else None
-    if error.status_code == 405:  # Starlette names the methods of the first route of the path alone
+    if error.status_code == 405:  # Starlette names the methods of the first route of a path alone, and none of files
         routes = [one for one in request.app.routes if one.matches(request.scope)[0] is not Match.NONE]
-        headers = {
-            "Allow": ", ".join(sorted({method for one in routes for method in getattr(one, "methods", ("GET",))}))
-        }
+        methods = {method for one in routes for method in getattr(one, "methods", ())} or {"GET", "HEAD"}
+        headers = {"Allow": ", ".join(sorted(methods))}
     if error.detail == "There was an error parsing the body":  # FastAPI's, where it isn't JSON's syntax
         what = "body: no JSON that can be read; send UTF-8, not nested too deeply, no number of thousands of digits"
         return problem(422, what, request.url.path)

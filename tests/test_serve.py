@@ -206,7 +206,7 @@ def test_v2_refuses_unknown_fields(url):
 
 @pytest.mark.parametrize(
     ("path", "methods"),
-    [("/v1/loop", "GET, POST"), ("/healthz", "GET, HEAD"), ("/v1/rerank", "POST"), ("/docs/files/x.js", "GET")],
+    [("/v1/loop", "GET, POST"), ("/healthz", "GET, HEAD"), ("/v1/rerank", "POST"), ("/docs/files/x.js", "GET, HEAD")],
 )
 def test_what_a_path_takes_is_told(url, path, methods):
     answer = httpx.delete(f"{url}{path}")
