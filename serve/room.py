@@ -1,6 +1,7 @@
 """How many documents a version's rankers take at a time, as the ingress learns it from what they refuse."""
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from serve.messages import Refusal
 
 CUT, GROWTH = 0.95, 0.005
 """Share of what was under way at a refusal that is sent afterwards; and what every document answered adds to it."""
+CALM = 1.0
+"""Seconds with less than half of the limit under way, after which it holds no more."""
 EASE = 1.01
 """Factor by which an answer may lengthen the pace; quicker ones shorten it at once."""
 FEW = 256
@@ -35,6 +38,8 @@ class Room:
     limit: float = math.inf
     said: Refusal | None = None
     """What was refused last."""
+    busy: float = 0.0
+    """`time.monotonic` when something was refused last, or half of the limit was under way."""
     usual: float = 0.0
     """Documents of a request, on average of late."""
     pace: float = 0.0
@@ -68,6 +73,7 @@ class Room:
     def refused(self, ahead: int, said: Refusal) -> None:
         """Rankers refused a request behind so many documents."""
         self.limit, self.said = min(self.limit, max(1.0, CUT * ahead)), said
+        self.busy = time.monotonic()
 
     def answered(self, ahead: int, documents: int, seconds: float, busy: float) -> None:
         """Rankers answered a request behind so many documents after `seconds`, and it kept one of them `busy` for some.
@@ -76,5 +82,7 @@ class Room:
         """
         pace = min(seconds / (ahead + documents), busy / documents)
         self.pace = min(pace, EASE * self.pace) if self.pace else pace
-        eased = self.under_way < self.limit / 2
-        self.limit = math.inf if eased else self.limit + GROWTH * min(documents, PIECE)
+        now = time.monotonic()
+        if self.under_way >= self.limit / 2:
+            self.busy = now
+        self.limit = math.inf if now > self.busy + CALM else self.limit + GROWTH * min(documents, PIECE)

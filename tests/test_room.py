@@ -34,13 +34,24 @@ def test_what_would_be_refused_is_hardly_sent_and_queues_stay_full():
     assert 0.9 * 50 < room.under_way <= 50
 
 
-def test_nothing_is_full_before_a_refusal_and_after_the_rush():
+def test_nothing_is_full_before_a_refusal_and_after_the_rush(monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr("serve.room.time.monotonic", lambda: now[0])
     room = Room(longest_wait=100.0)
     with room.send(1), room.send(1) as ahead:
         assert (ahead, room.under_way, room.full()) == (1, 2, None)
         room.refused(2, SAID)
         assert room.full() is SAID
     assert (room.under_way, room.full()) == (0, None)
+    room.answered(1, 1, 1.0, 0.0)
+    assert room.limit == pytest.approx(1.9, abs=0.01), "a lull of a rush isn't its end"
+    now[0] += 0.9
+    with room.send(1):
+        room.answered(1, 1, 1.0, 0.0)
+    now[0] += 0.9
+    room.answered(1, 1, 1.0, 0.0)
+    assert room.limit < 2, "half of it was under way since"
+    now[0] += 0.2
     room.answered(1, 1, 1.0, 0.0)
     assert room.limit == math.inf
 
