@@ -280,6 +280,7 @@ def test_the_command_withdraws_what_nobody_tries_any_more(made, front, registry,
         rollout.step()
     loop.want(paused=True)
     monkeypatch.setattr(serving, "running_endpoint", lambda _: front)
+    monkeypatch.setattr(jobs.deploy, "present_token", lambda: None)  # which is for processes that begin with it
     monkeypatch.setattr("rankstill.registry.open_registry", lambda *_: registry)
     monkeypatch.setattr(sys, "argv", ["deploy", "drain", "shop/2", f"storage.root={loop._folder.parent}"])
     jobs.deploy.main()
@@ -293,6 +294,7 @@ def test_the_command_leaves_it_to_who_tries_it(made, front, registry, monkeypatc
     rollout.begin(registry.resolve("shop/2", "test"))
     rollout.step()
     monkeypatch.setattr(serving, "running_endpoint", lambda _: front)
+    monkeypatch.setattr(jobs.deploy, "present_token", lambda: None)  # which is for processes that begin with it
     monkeypatch.setattr("rankstill.registry.open_registry", lambda *_: registry)
     monkeypatch.setattr(sys, "argv", ["deploy", "drain", "shop/2", f"storage.root={loop._folder.parent}"])
     with loop.alone():
