@@ -18,6 +18,7 @@ def _whole(value: Any) -> Any:
 
 
 WHOLE = BeforeValidator(_whole)
+Count = Annotated[int, Field(ge=1), WHOLE]
 # What is empty is answered 400, not 422 as what has another type.
 Query = Annotated[str, Field(json_schema_extra={"minLength": 1})]
 NOT_EMPTY = Field(json_schema_extra={"minItems": 1})
@@ -43,13 +44,13 @@ class RerankV1(BaseModel):
     """What the shopper typed."""
     documents: Annotated[list[Document], NOT_EMPTY]
     """Candidates, in any order."""
-    top_n: Annotated[int, Field(ge=1), WHOLE] | None = None
+    top_n: Count | None = None
     """How many results to return; all where absent."""
     return_documents: bool = False
     """Whether each result repeats its document."""
     rank_fields: list[str] | None = None
     """Fields of object documents that make up their text; "text" or the student's own fields where absent."""
-    max_tokens_per_doc: Annotated[int, Field(ge=1), WHOLE] | None = None
+    max_tokens_per_doc: Count | None = None
     """Tokens of a document that count; the student's own limit holds too."""
     user: str | None = None
     """Who asks; the same one gets the same version of the model."""
@@ -66,9 +67,9 @@ class RerankV2(BaseModel):
     """What the shopper typed."""
     documents: Annotated[list[str], NOT_EMPTY]
     """Candidates, in any order."""
-    top_n: Annotated[int, Field(ge=1), WHOLE] | None = None
+    top_n: Count | None = None
     """How many results to return; all where absent."""
-    max_tokens_per_doc: Annotated[int, Field(ge=1), WHOLE] | None = None
+    max_tokens_per_doc: Count | None = None
     """Tokens of a document that count; the student's own limit holds too."""
     priority: Annotated[int, WHOLE] = 0
     """Accepted, and without effect."""

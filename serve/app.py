@@ -150,7 +150,7 @@ def whole_config(arguments: BuildArguments) -> dict[str, Any]:
     """Ingress, one version and perhaps its teacher, each an application of its own, for Serve's REST interface.
 
     Raises:
-        InputError: a model, an item index or a file of keys that can't be used.
+        InputError: a model, an item index, a catalogue or a file that can't be used.
     """
     found = find(arguments)
     settings = endpoint_settings(arguments, found)

@@ -50,7 +50,7 @@ class Rollout:
             ConfigError: no endpoint serves versions of its name, or it is champion already.
         """
         served = self._served(version.name)
-        champion = served.versions[0].version
+        champion = served.champion.version
         if champion == str(version):
             raise ConfigError(f"{version} is champion already; name a challenger")
         after = self._log.impressions.last(), self._log.events.last()
@@ -156,7 +156,7 @@ class Rollout:
 
     def _withdraw(self, state: State, trial: Trial) -> State:
         served = self._served(trial.challenger.partition("/")[0])
-        if served.find(trial.challenger) and served.versions[0].version != trial.challenger:
+        if served.find(trial.challenger) and served.champion.version != trial.challenger:
             self._endpoint.drain(trial.challenger)
         return self._close(state, trial, "withdrawn", self._registry.resolve(trial.challenger, "canary"))
 
@@ -176,10 +176,10 @@ class Rollout:
     def _by_hand(self, trial: Trial) -> tuple[Phase, str] | None:
         """What somebody else did, so that there is nothing to try any more, and what becomes of the challenger."""
         served = self._served(trial.challenger.partition("/")[0])
-        if served.versions[0].version == trial.challenger:
+        if served.champion.version == trial.challenger:
             return "promoting", "somebody promoted it"
-        if served.versions[0].version != trial.champion:
-            return "withdrawing", f"somebody made {served.versions[0].version} champion"
+        if served.champion.version != trial.champion:
+            return "withdrawing", f"somebody made {served.champion.version} champion"
         if trial.placed and served.find(trial.challenger) is None:
             return "withdrawing", "somebody drained it"
         return None

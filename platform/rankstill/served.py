@@ -62,7 +62,7 @@ class Served(BaseModel):
 
     def joined(self, version: Version) -> "Served":
         """With a version beside the others, or in place of itself as it was."""
-        if version.version == self.versions[0].version:
+        if version.version == self.champion.version:
             return self.model_copy(update={"versions": (version, *self.versions[1:])})
         others = [one for one in self.versions if one.version != version.version]
         return Served(name=self.name, versions=(*others, version))
@@ -98,7 +98,7 @@ class Served(BaseModel):
     def shadowed(self, version: str, share: float) -> "Served":
         """With a version that gets copies of a share of the others' requests."""
         chosen = self.servable(version)
-        if chosen is self.versions[0]:
+        if chosen is self.champion:
             raise ConfigError(f"--shadow: {version!r} is champion, which answers already; name a challenger")
         copied = chosen.model_copy(update={"shadow": share, "idle_since": 0.0})
         return Served(name=self.name, versions=tuple(copied if one is chosen else one for one in self.versions))
@@ -106,7 +106,7 @@ class Served(BaseModel):
     def without(self, version: str) -> "Served":
         """Without a version, whose share goes to the others."""
         chosen = self.known(version)
-        if chosen is self.versions[0]:
+        if chosen is self.champion:
             raise ConfigError(f"{version!r} is champion, which the endpoint can't be without; promote another first")
         return Served(name=self.name, versions=tuple(one for one in self.versions if one is not chosen))
 
